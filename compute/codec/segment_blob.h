@@ -1,0 +1,63 @@
+// The stored and transmitted form of K or V of one layer of one segment: a 96-byte header and a payload.
+// Byte-level description with a worked example: docs/format.md.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "compute/base/content_hash.h"
+#include "compute/base/geometry.h"
+#include "compute/codec/segment_layout.h"
+
+namespace fourierkv {
+
+// Values are stored in headers.
+enum class SegmentForm : uint8_t {
+  kExact = 1,    // [kv_heads][tokens][head_dim] as received
+  kCompact = 2,  // laid out by the codec profile (segment_layout.h)
+  kDense = 3,    // same layout as exact, but decoded from compact: lossy
+};
+
+const char* FormName(SegmentForm form);
+
+inline constexpr size_t kBlobHeaderBytes = 96;
+// No blob is larger: 256 heads of 512 channels at 1024 tokens in 16 bits.
+inline constexpr uint64_t kMaxBlobBytes = kBlobHeaderBytes + (uint64_t{256} * 512 * 1024 * 2);
+
+struct BlobHeader {
+  SegmentForm form = SegmentForm::kExact;
+  Part part = Part::kK;
+  KvDtype dtype = KvDtype::kBf16;
+  uint32_t layer = 0;
+  uint32_t tokens = 0;
+  uint16_t kv_heads = 0;
+  uint16_t head_dim = 0;
+  float relative_error = 0;  // ||X - X^||_F / ||X||_F, measured when encoded; 0 for exact
+  uint64_t payload_bytes = 0;
+  Digest block_key;
+  std::array<uint8_t, 16> profile_prefix{};  // first 16 bytes of the profile id; zero for exact
+  uint64_t first_token = 0;                  // absolute position
+
+  bool operator==(const BlobHeader&) const = default;
+};
+
+// Writes the header, with the checksum over header and payload, to the first kBlobHeaderBytes of
+// `blob`; the payload must stand behind it already. Requires blob.size() == header size + payload_bytes.
+void SealBlob(const BlobHeader& header, std::span<std::byte> blob);
+
+// Checks size, magic, version, every enum and bound, and the checksum.
+// DataLoss if the bytes are not a whole, undamaged blob of a known version.
+absl::StatusOr<BlobHeader> OpenBlob(std::span<const std::byte> blob);
+
+// The part of `blob` behind its header. Requires an opened blob.
+inline std::span<const std::byte> BlobPayload(std::span<const std::byte> blob) {
+  return blob.subspan(kBlobHeaderBytes);
+}
+
+}  // namespace fourierkv

@@ -1,0 +1,77 @@
+// Where everything stands inside the payload of a compact segment. docs/format.md has a worked example.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "compute/codec/basis.h"
+#include "compute/codec/profile.h"
+
+namespace fourierkv {
+
+// Byte offsets are from the start of the part's payload. `n` = channels, S = segment tokens.
+//
+//   spectral (bits 8): bf16 scale[n]; int8 c[M][n]          coefficient = scale[j] * c[m][j]
+//   resident 4 bits:   bf16 scale[n], offset[n]; u32 w[n][S/8]
+//                      token t = k*(S/8) + i stands in bits 4k..4k+3 of word i
+//   resident 8 bits:   bf16 scale[n], offset[n]; u8 q[n][S]   value = offset[j] + scale[j] * q
+//   resident 16 bits:  bf16 x[n][S]
+//
+// Bands start at multiples of 16 bytes; padding is zero.
+struct BandLayout {
+  int coefficients = 0;  // M; 0 for resident bands
+  int bits = 0;
+  int size = 0;                        // n
+  const uint16_t* channels = nullptr;  // n ids, owned by the PartLayout
+  int first = 0;        // position of channels[0] in the head's channel order (bands concatenated)
+  int64_t scale_offset = 0;
+  int64_t zero_offset = 0;  // the offsets' offset; resident 4 and 8 bits only
+  int64_t data_offset = 0;
+
+  bool spectral() const { return coefficients > 0; }
+};
+
+struct HeadLayout {
+  int64_t offset = 0;  // where the head's first band starts
+  int64_t bytes = 0;   // to the end of its last band, padding included
+  int max_coefficients = 0;
+  std::vector<BandLayout> bands;
+};
+
+// K or V of one layer. Immutable; shared by every segment, thread and request.
+struct PartLayout {
+  int kv_heads = 0;
+  int head_dim = 0;
+  int segment_tokens = 0;
+  int64_t payload_bytes = 0;
+  std::shared_ptr<const Basis> basis;  // as many columns as the profile's largest M (at least 1)
+  std::vector<HeadLayout> heads;
+  std::vector<uint16_t> channels;  // what BandLayout::channels points into
+};
+
+// All parts of a validated profile.
+class ProfileLayout {
+ public:
+  explicit ProfileLayout(const CodecProfile& profile);
+  ProfileLayout(const ProfileLayout&) = delete;
+  ProfileLayout& operator=(const ProfileLayout&) = delete;
+
+  const CodecProfile& profile() const { return profile_; }
+  const Digest& id() const { return id_; }
+  const PartLayout& part(int layer, Part part) const {
+    return parts_[static_cast<size_t>(layer) * 2 + static_cast<size_t>(part)];
+  }
+  // Payload bytes of K and V of all layers of one segment.
+  int64_t SegmentPayloadBytes() const;
+  // Payload bits per element of the original, over K and V of all layers.
+  double BitsPerElement() const;
+
+ private:
+  CodecProfile profile_;
+  Digest id_;
+  std::vector<PartLayout> parts_;
+};
+
+}  // namespace fourierkv
