@@ -21,8 +21,8 @@ absl::StatusOr<BasisKind> ParseBasisKind(absl::string_view name);
 // Column m, row t of the infinite-precision basis of S rows, in float64:
 //   dct2: sqrt((m ? 2 : 1) / S) cos(pi (t + 1/2) m / S)
 //   dft:  columns 0, 1, 2, 3, 4, ... are the constant, cos 1, sin 1, cos 2, sin 2, ... at frequency
-//         k = (m + 1) / 2: sqrt(2 / S) cos(2 pi k t / S) or sin; the constant is sqrt(1 / S), and the
-//         cosine at k = S / 2 is scaled by sqrt(1 / S).
+//         k = (m + 1) / 2: sqrt(2 / S) cos(2 pi k t / S) or sin; the constant is sqrt(1 / S), and
+//         the cosine at k = S / 2 is scaled by sqrt(1 / S).
 //   mean: only column 0, sqrt(1 / S).
 // Columns are orthonormal for 0 <= m < S.
 double BasisValue(BasisKind kind, int segment_tokens, int m, int t);
@@ -32,12 +32,16 @@ class Basis {
  public:
   // Requires 1 <= columns <= segment_tokens.
   Basis(BasisKind kind, int segment_tokens, int columns);
+  Basis(const Basis&) = delete;  // share it: by_column_ points into storage_
+  Basis& operator=(const Basis&) = delete;
 
   BasisKind kind() const { return kind_; }
   int segment_tokens() const { return segment_tokens_; }
   int columns() const { return columns_; }
   // Column m over tokens: S contiguous floats, 64-byte aligned when S is a multiple of 16.
-  const float* column(int m) const { return by_column_ + static_cast<int64_t>(m) * segment_tokens_; }
+  const float* column(int m) const {
+    return by_column_ + static_cast<int64_t>(m) * segment_tokens_;
+  }
   // Row t over columns: M contiguous floats.
   const float* row(int t) const { return by_row_.data() + static_cast<int64_t>(t) * columns_; }
 

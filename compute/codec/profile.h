@@ -74,8 +74,8 @@ struct CodecProfile {
 // A profile for a model nobody has calibrated yet; `geometry` must be valid.
 CodecProfile DefaultProfile(const KvGeometry& geometry);
 
-// Every head alike: the first `k_spectral` (of 1.0) channels of K and `v_spectral` of V spectral with M
-// coefficients, the others resident at `resident_bits`. For benchmarks and tests.
+// Every head alike: the first `k_spectral` (of 1.0) channels of K and `v_spectral` of V spectral
+// with M coefficients, the others resident at `resident_bits`. For benchmarks and tests.
 CodecProfile UniformProfile(const KvGeometry& geometry, double k_spectral, double v_spectral,
                             int coefficients, int resident_bits);
 

@@ -20,7 +20,8 @@ double EncodePart(const PartLayout& layout, KvDtype dtype, std::span<const uint1
 std::vector<double> DecodePart(const PartLayout& layout, std::span<const std::byte> payload);
 
 // Softmax attention in float64 over dense keys and values of one KV head.
-//   q: [queries][head_dim]; k, v: [tokens][head_dim]; out: [queries][head_dim]; lse: [queries] or empty.
+//   q: [queries][head_dim]; k, v: [tokens][head_dim]; out: [queries][head_dim]; lse: [queries] or
+//   empty.
 void Attend(std::span<const double> q, std::span<const double> k, std::span<const double> v,
             int queries, int64_t tokens, int head_dim, double scale, std::span<double> out,
             std::span<double> lse);

@@ -1,5 +1,5 @@
-// The stored and transmitted form of K or V of one layer of one segment: a 96-byte header and a payload.
-// Byte-level description with a worked example: docs/format.md.
+// The stored and transmitted form of K or V of one layer of one segment: a 96-byte header and a
+// payload. Byte-level description with a worked example: docs/format.md.
 
 #pragma once
 
@@ -48,7 +48,8 @@ struct BlobHeader {
 };
 
 // Writes the header, with the checksum over header and payload, to the first kBlobHeaderBytes of
-// `blob`; the payload must stand behind it already. Requires blob.size() == header size + payload_bytes.
+// `blob`; the payload must stand behind it already. Requires blob.size() == header size +
+// payload_bytes.
 void SealBlob(const BlobHeader& header, std::span<std::byte> blob);
 
 // Checks size, magic, version, every enum and bound, and the checksum.

@@ -1,4 +1,5 @@
-// Where everything stands inside the payload of a compact segment. docs/format.md has a worked example.
+// Where everything stands inside the payload of a compact segment. docs/format.md has a worked
+// example.
 
 #pragma once
 
@@ -25,7 +26,7 @@ struct BandLayout {
   int bits = 0;
   int size = 0;                        // n
   const uint16_t* channels = nullptr;  // n ids, owned by the PartLayout
-  int first = 0;        // position of channels[0] in the head's channel order (bands concatenated)
+  int first = 0;  // position of channels[0] in the head's channel order (bands concatenated)
   int64_t scale_offset = 0;
   int64_t zero_offset = 0;  // the offsets' offset; resident 4 and 8 bits only
   int64_t data_offset = 0;
@@ -42,6 +43,10 @@ struct HeadLayout {
 
 // K or V of one layer. Immutable; shared by every segment, thread and request.
 struct PartLayout {
+  PartLayout() = default;
+  PartLayout(PartLayout&&) = default;  // no copies: they would point into the original's channels
+  PartLayout& operator=(PartLayout&&) = default;
+
   int kv_heads = 0;
   int head_dim = 0;
   int segment_tokens = 0;

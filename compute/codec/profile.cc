@@ -1,0 +1,168 @@
+#include "compute/codec/profile.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr size_t kMaxBands = 8;
+constexpr size_t kMaxNameLength = 128;
+constexpr int kMaxCoefficients = 64;
+
+std::string GeometryText(const KvGeometry& g) {
+  return absl::StrCat(g.layers, " layers, ", g.kv_heads, " KV heads, head dimension ", g.head_dim);
+}
+
+// The message that is wrong with one band, or nothing. `seen` marks the channels of earlier bands.
+std::string BandFault(const Band& band, BasisKind basis, std::vector<bool>* seen) {
+  if (band.spectral()) {
+    const int most = basis == BasisKind::kMean ? 1 : kMaxCoefficients;
+    if (band.coefficients > most) {
+      return absl::StrCat("coefficients is ", band.coefficients, "; basis ", BasisName(basis),
+                          " allows at most ", most);
+    }
+    if (band.bits != 8) {
+      return absl::StrCat("bits is ", band.bits, "; coefficients are stored in 8 bits");
+    }
+  } else {
+    if (band.coefficients < 0) {
+      return absl::StrCat("coefficients is ", band.coefficients, "; it must not be negative");
+    }
+    if (band.bits != 4 && band.bits != 8 && band.bits != 16) {
+      return absl::StrCat("bits is ", band.bits, "; it must be 4, 8 or 16");
+    }
+  }
+  if (band.channels.empty()) return "has no channels; leave the band out";
+  int previous = -1;
+  for (int channel : band.channels) {
+    if (channel >= static_cast<int>(seen->size())) {
+      return absl::StrCat("channel ", channel, " is not below head_dim = ", seen->size());
+    }
+    if (channel <= previous) {
+      return absl::StrCat("channel ", channel, " stands behind ", previous,
+                          "; channels must increase");
+    }
+    previous = channel;
+  }
+  return "";
+}
+
+absl::Status CheckHead(const HeadProfile& head, const std::string& field, BasisKind basis,
+                       int head_dim) {
+  if (head.bands.size() > kMaxBands) {
+    return absl::InvalidArgumentError(absl::StrCat(field, " has ", head.bands.size(),
+                                                   " bands; at most ", kMaxBands, " are allowed"));
+  }
+  std::vector<bool> seen(head_dim);
+  for (size_t b = 0; b < head.bands.size(); ++b) {
+    const Band& band = head.bands[b];
+    if (const std::string fault = BandFault(band, basis, &seen); !fault.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat(field, "[", b, "]: ", fault));
+    }
+    if (band.spectral() && b > 0 && !head.bands[b - 1].spectral()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          field, "[", b, "]: is spectral behind a resident band; put spectral bands first"));
+    }
+    for (int channel : band.channels) {
+      if (seen[channel]) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(field, ": channel ", channel, " is in two bands"));
+      }
+      seen[channel] = true;
+    }
+  }
+  const auto missing = std::find(seen.begin(), seen.end(), false);
+  if (missing != seen.end()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": channel ", missing - seen.begin(), " is in no band"));
+  }
+  return absl::OkStatus();
+}
+
+std::vector<uint16_t> Range(int first, int last) {
+  std::vector<uint16_t> channels(last - first);
+  std::iota(channels.begin(), channels.end(), static_cast<uint16_t>(first));
+  return channels;
+}
+
+HeadProfile SplitHead(int head_dim, double spectral_share, int coefficients, int resident_bits) {
+  const double share = std::clamp(spectral_share, 0.0, 1.0);
+  const int spectral = static_cast<int>(std::lround(share * head_dim));
+  HeadProfile head;
+  if (spectral > 0) head.bands.push_back({coefficients, 8, Range(0, spectral)});
+  if (spectral < head_dim) head.bands.push_back({0, resident_bits, Range(spectral, head_dim)});
+  return head;
+}
+
+}  // namespace
+
+absl::Status CodecProfile::Validate() const {
+  if (name.empty() || name.size() > kMaxNameLength ||
+      !std::all_of(name.begin(), name.end(), [](char c) { return c >= 0x20 && c <= 0x7e; })) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("name must be 1 to ", kMaxNameLength, " printable ASCII characters"));
+  }
+  if (auto s = geometry.Validate(); !s.ok()) return s;
+  if (auto known = ParseBasisKind(BasisName(basis)); !known.ok()) return known.status();
+  if (segment_tokens != 128 && segment_tokens != 256 && segment_tokens != 512 &&
+      segment_tokens != 1024) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("segment_tokens is ", segment_tokens, "; it must be 128, 256, 512 or 1024"));
+  }
+  const size_t expected = size_t{2} * geometry.layers * geometry.kv_heads;
+  if (heads.size() != expected) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "layers hold ", heads.size(), " heads; the geometry needs ", expected, " (K and V)"));
+  }
+  for (int layer = 0; layer < geometry.layers; ++layer) {
+    for (Part part : kParts) {
+      for (int h = 0; h < geometry.kv_heads; ++h) {
+        const std::string field =
+            absl::StrCat("layers[", layer, "].", part == Part::kK ? "k" : "v", "[", h, "]");
+        if (auto s = CheckHead(head(layer, h, part), field, basis, geometry.head_dim); !s.ok()) {
+          return s;
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CodecProfile::CheckFits(const KvGeometry& model) const {
+  if (geometry == model) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("profile '", name, "' is for ", GeometryText(geometry), "; the model has ",
+                   GeometryText(model), ". Calibrate a profile for this model."));
+}
+
+// Which channels survive as a few coefficients depends on the model's weights, and a wrong guess
+// costs recall, so nothing is spectral here: int4 along time is close to lossless for every model
+// measured and compresses 3.9 times. `fourierkv profile calibrate` chooses spectral channels from
+// data.
+CodecProfile DefaultProfile(const KvGeometry& geometry) {
+  CodecProfile profile = UniformProfile(geometry, 0, 0, 1, 4);
+  profile.name = "default-int4";
+  return profile;
+}
+
+CodecProfile UniformProfile(const KvGeometry& geometry, double k_spectral, double v_spectral,
+                            int coefficients, int resident_bits) {
+  const HeadProfile k = SplitHead(geometry.head_dim, k_spectral, coefficients, resident_bits);
+  const HeadProfile v = SplitHead(geometry.head_dim, v_spectral, coefficients, resident_bits);
+  CodecProfile profile;
+  profile.name =
+      absl::StrCat("uniform-k", std::lround(100 * k_spectral), "-v", std::lround(100 * v_spectral),
+                   "-m", coefficients, "-r", resident_bits);
+  profile.geometry = geometry;
+  for (int i = 0; i < geometry.layers * geometry.kv_heads; ++i) {
+    profile.heads.push_back(k);
+    profile.heads.push_back(v);
+  }
+  return profile;
+}
+
+}  // namespace fourierkv

@@ -1,0 +1,99 @@
+#include "compute/codec/segment_layout.h"
+
+#include <algorithm>
+
+namespace fourierkv {
+namespace {
+
+constexpr int64_t kBandAlignment = 16;
+
+int64_t AlignUp(int64_t offset) {
+  return (offset + kBandAlignment - 1) / kBandAlignment * kBandAlignment;
+}
+
+// Places a band at `start` and returns where it ends, padding included.
+int64_t PlaceBand(int64_t start, int segment_tokens, BandLayout* band) {
+  const int64_t n = band->size;
+  if (band->spectral()) {
+    band->scale_offset = start;
+    band->data_offset = start + 2 * n;
+    return AlignUp(band->data_offset + n * band->coefficients);
+  }
+  if (band->bits == 16) {
+    band->data_offset = start;
+  } else {
+    band->scale_offset = start;
+    band->zero_offset = start + 2 * n;
+    band->data_offset = start + 4 * n;
+  }
+  return AlignUp(band->data_offset + n * segment_tokens * band->bits / 8);
+}
+
+PartLayout LayOutPart(const CodecProfile& profile, int layer, Part part,
+                      const std::shared_ptr<const Basis>& basis) {
+  PartLayout layout;
+  layout.kv_heads = profile.geometry.kv_heads;
+  layout.head_dim = profile.geometry.head_dim;
+  layout.segment_tokens = profile.segment_tokens;
+  layout.basis = basis;
+  // Full size first: bands keep pointers into it.
+  layout.channels.resize(static_cast<size_t>(layout.kv_heads) * layout.head_dim);
+  int64_t offset = 0;
+  for (int h = 0; h < layout.kv_heads; ++h) {
+    uint16_t* const head_channels =
+        layout.channels.data() + static_cast<size_t>(h) * layout.head_dim;
+    HeadLayout head;
+    head.offset = offset;
+    int first = 0;
+    for (const Band& band : profile.head(layer, h, part).bands) {
+      BandLayout placed;
+      placed.coefficients = band.coefficients;
+      placed.bits = band.bits;
+      placed.size = static_cast<int>(band.channels.size());
+      placed.channels =
+          std::copy(band.channels.begin(), band.channels.end(), head_channels + first) -
+          placed.size;
+      placed.first = first;
+      first += placed.size;
+      offset = PlaceBand(offset, layout.segment_tokens, &placed);
+      head.max_coefficients = std::max(head.max_coefficients, band.coefficients);
+      head.bands.push_back(placed);
+    }
+    head.bytes = offset - head.offset;
+    layout.heads.push_back(std::move(head));
+  }
+  layout.payload_bytes = offset;
+  return layout;
+}
+
+int LargestM(const CodecProfile& profile) {
+  int largest = 1;
+  for (const HeadProfile& head : profile.heads) {
+    for (const Band& band : head.bands) largest = std::max(largest, band.coefficients);
+  }
+  return largest;
+}
+
+}  // namespace
+
+ProfileLayout::ProfileLayout(const CodecProfile& profile) : profile_(profile), id_(profile.Id()) {
+  const auto basis =
+      std::make_shared<const Basis>(profile.basis, profile.segment_tokens, LargestM(profile));
+  parts_.reserve(static_cast<size_t>(profile.geometry.layers) * 2);
+  for (int layer = 0; layer < profile.geometry.layers; ++layer) {
+    for (Part part : kParts) parts_.push_back(LayOutPart(profile_, layer, part, basis));
+  }
+}
+
+int64_t ProfileLayout::SegmentPayloadBytes() const {
+  int64_t bytes = 0;
+  for (const PartLayout& part : parts_) bytes += part.payload_bytes;
+  return bytes;
+}
+
+double ProfileLayout::BitsPerElement() const {
+  const int64_t elements = profile_.geometry.DenseBytes(profile_.segment_tokens) / kKvDtypeBytes;
+  return 8.0 * static_cast<double>(SegmentPayloadBytes()) / static_cast<double>(elements);
+}
+
+}  // namespace fourierkv
