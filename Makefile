@@ -1,0 +1,28 @@
+# Each target alone does all it needs on a fresh Debian 12 or Ubuntu 24.04 machine.
+PRESET ?= cpu
+BUILD := build/$(PRESET)
+
+.PHONY: build demo test asan tsan bench format clean
+
+build:
+	./bootstrap.sh
+	cmake --preset $(PRESET) -Wno-dev --log-level=WARNING
+	cmake --build --preset $(PRESET)
+
+demo: build
+	exec $(BUILD)/bin/fourierkv-demo
+
+test: build
+	ctest --preset $(PRESET) -j "$$(nproc)"
+
+asan tsan:
+	$(MAKE) test PRESET=$@
+
+bench: build
+	$(BUILD)/bin/codec_bench --output table
+
+format:
+	git ls-files '*.cc' '*.h' '*.cu' '*.cuh' | xargs clang-format-14 -i
+
+clean:
+	rm -rf build
