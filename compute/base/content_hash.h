@@ -33,8 +33,8 @@ struct Digest {
   }
 };
 
-// Incremental SHA-256. Integers are added little-endian; strings with their 64-bit length before them,
-// so that no two different sequences of Add calls of the same kinds give the same input.
+// Incremental SHA-256. Integers are added little-endian; strings with their 64-bit length before
+// them, so that no two different sequences of Add calls of the same kinds give the same input.
 class Sha256 {
  public:
   Sha256();

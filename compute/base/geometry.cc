@@ -7,8 +7,8 @@ namespace {
 
 absl::Status CheckRange(const char* field, int value, int low, int high) {
   if (value >= low && value <= high) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("geometry.", field, " is ", value,
-                                                 "; it must be from ", low, " to ", high));
+  return absl::InvalidArgumentError(
+      absl::StrCat("geometry.", field, " is ", value, "; it must be from ", low, " to ", high));
 }
 
 }  // namespace

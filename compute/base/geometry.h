@@ -8,7 +8,8 @@
 
 namespace fourierkv {
 
-// Element type of KV tensors as the prefill worker produced them. Values are stored in blob headers.
+// Element type of KV tensors as the prefill worker produced them. Values are stored in blob
+// headers.
 enum class KvDtype : uint8_t { kBf16 = 1, kFp16 = 2 };
 
 inline constexpr int kKvDtypeBytes = 2;
@@ -28,9 +29,7 @@ struct KvGeometry {
   bool operator==(const KvGeometry&) const = default;
 
   // Bytes of K or of V of one layer for `tokens` tokens, dense.
-  int64_t PartBytes(int64_t tokens) const {
-    return tokens * kv_heads * head_dim * kKvDtypeBytes;
-  }
+  int64_t PartBytes(int64_t tokens) const { return tokens * kv_heads * head_dim * kKvDtypeBytes; }
   // Bytes of K and V of all layers for `tokens` tokens, dense.
   int64_t DenseBytes(int64_t tokens) const { return 2 * layers * PartBytes(tokens); }
 

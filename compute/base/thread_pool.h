@@ -24,8 +24,8 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Runs body(i, thread) for every i in [0, n), thread in [0, threads()). Returns when all are done.
-  // Indices are handed out one at a time in increasing order.
+  // Runs body(i, thread) for every i in [0, n), thread in [0, threads()). Returns when all are
+  // done. Indices are handed out one at a time in increasing order.
   void ParallelFor(int64_t n, const std::function<void(int64_t i, int thread)>& body);
 
  private:

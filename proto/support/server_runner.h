@@ -1,0 +1,42 @@
+// What every serving program of the project does the same way.
+
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace grpc {
+class Service;
+}
+
+namespace fourierkv {
+
+struct ServerOptions {
+  // host:port, port 0 for any free one, or unix:PATH.
+  std::string listen = "127.0.0.1:0";
+  bool reflection = true;
+  // How long running calls may take to finish after a stop was asked for.
+  absl::Duration drain_deadline = absl::Seconds(10);
+  int max_receive_message_bytes = 4 << 20;
+  // Called when draining begins and, after the last call, before RunServer returns.
+  std::function<void()> on_drain;
+  // Called with the bound address before it is announced.
+  std::function<void(const std::string& address)> on_ready;
+};
+
+// First thing in main, before any thread starts: SIGINT and SIGTERM are left to RunServer, SIGPIPE
+// is ignored, and freed memory is kept for the next message instead of being returned to the kernel
+// (which costs half of the transfer rate).
+void PrepareServerProcess();
+
+// Serves until SIGINT or SIGTERM, then turns health off, refuses new calls, waits for running ones
+// and cancels what is left at the deadline. Prints "listening HOST:PORT" on stdout once it serves.
+// Health and, if asked, reflection are served beside `services`.
+//   Unavailable  the address cannot be bound
+absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Service*>& services);
+
+}  // namespace fourierkv
