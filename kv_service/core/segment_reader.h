@@ -1,0 +1,93 @@
+// Verified reading of segments in the form somebody wants, making the form if need be.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kv_service/core/segment_store.h"
+#include "kv_service/core/stored_segment.h"
+
+namespace fourierkv {
+
+class ComputeBackend;
+
+enum class MissingReason : uint8_t {
+  kNone = 0,         // it is there
+  kNotStored = 1,    // unknown key
+  kFormNotHeld = 2,  // none of the wanted forms is held or can be made
+  kCorrupt = 3,      // stored bytes were damaged; they have been dropped
+};
+
+const char* MissingReasonName(MissingReason reason);
+
+struct SegmentWant {
+  BlockKey key;
+  std::vector<SegmentForm> forms;  // acceptable, best first
+};
+
+// A segment opened for reading. Keeps the bytes it needs alive.
+struct OpenSegment {
+  StoredSegment segment;                   // only key is set if missing
+  SegmentForm form = SegmentForm::kExact;  // what ReadLayer gives
+  FormPtr source;                          // what it is read or made from
+  MissingReason missing = MissingReason::kNone;
+
+  // Bytes that ReadLayer will give over all layers, headers included; 0 if missing.
+  int64_t TotalBytes() const;
+};
+
+struct LayerRead {
+  MissingReason missing = MissingReason::kNone;
+  BlobPtr k;  // null if missing
+  BlobPtr v;
+};
+
+// Thread safe. Store and backend must outlive it.
+//
+// COMPACT of a full segment that is held exact only is encoded: at Open for all layers and kept in
+// the store if the budget has room, else layer by layer at ReadLayer without keeping it. DENSE is
+// made at ReadLayer and never kept: decoded from the compact form, or copied from the exact one
+// (with error 0) if only that is held. Made blobs that are not kept are charged to `scratch` while
+// their reader holds them.
+class SegmentReader {
+ public:
+  // Called for every damaged blob, from the reading thread.
+  using CorruptionLog = std::function<void(const BlockKey& key, SegmentForm form, int layer,
+                                           Part part, const absl::Status& status)>;
+
+  SegmentReader(SegmentStore* store, ComputeBackend* backend, std::shared_ptr<MemoryBudget> scratch,
+                CorruptionLog log = nullptr);
+
+  // One result per want: the first form in `forms` order that is held; else the first that can be
+  // made. InvalidArgument if a want names no form.
+  absl::StatusOr<std::vector<OpenSegment>> Open(std::span<const SegmentWant> wants);
+
+  // K and V of `layer` of every open segment, checksums verified, made in one call of the backend.
+  // A segment found damaged becomes missing = kCorrupt in `open` too and stays so for later layers.
+  // OutOfRange for a layer that an open segment does not have; ResourceExhausted if `scratch` has
+  // no room.
+  absl::StatusOr<std::vector<LayerRead>> ReadLayer(std::span<OpenSegment> open, int layer);
+
+  // The segment's compact form, encoded and stored now if need be. NotFound if the segment is not
+  // stored; FailedPrecondition for a tail or without a profile; DataLoss if the stored bytes are
+  // damaged (and dropped); ResourceExhausted if the budget has no room.
+  absl::StatusOr<FormPtr> EnsureCompact(const BlockKey& key);
+
+ private:
+  absl::StatusOr<FormPtr> Compact(const StoredSegment& segment);
+  absl::StatusOr<BlobHeader> Verify(const StoredSegment& segment, const FormPtr& form, int layer,
+                                    Part part);
+
+  SegmentStore* store_;
+  ComputeBackend* backend_;
+  std::shared_ptr<MemoryBudget> scratch_;
+  CorruptionLog log_;
+};
+
+}  // namespace fourierkv

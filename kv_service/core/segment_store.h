@@ -1,0 +1,164 @@
+// The memory tier: a tree of segments under a byte budget.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "kv_service/core/block_key.h"
+#include "kv_service/core/lease_table.h"
+#include "kv_service/core/memory_budget.h"
+#include "kv_service/core/store_metrics.h"
+#include "kv_service/core/stored_segment.h"
+
+namespace fourierkv {
+
+inline constexpr int64_t kMaxLeaseKeys = 16384;
+inline constexpr int64_t kMaxLeases = 65536;
+
+// Bookkeeping bytes charged for a segment beside its blobs.
+int64_t SegmentOverheadBytes(int layers);
+
+struct MatchResult {
+  std::vector<SegmentSummary> segments;  // the longest stored prefix of the keys asked for
+  std::optional<SegmentSummary> tail;    // only when every key matched
+  std::optional<Lease> lease;            // on what matched, if asked for and not empty
+};
+
+struct CommitResult {
+  int64_t stored = 0;        // segments that were not there
+  int64_t deduplicated = 0;  // segments that were there, whether or not a form was added
+  int64_t forms_added = 0;
+};
+
+struct StoreStats {
+  int64_t segments = 0;
+  int64_t tails = 0;
+  int64_t exact_forms = 0;
+  int64_t compact_forms = 0;
+  int64_t exact_bytes = 0;
+  int64_t compact_bytes = 0;
+  int64_t leases = 0;
+};
+
+class SegmentStore;
+
+// Keeps segments from eviction and deletion until destroyed, without a time limit. For work inside
+// the process; the store must outlive it.
+class SegmentPin {
+ public:
+  SegmentPin() = default;
+  SegmentPin(SegmentPin&& other) noexcept;
+  SegmentPin& operator=(SegmentPin&& other) noexcept;
+  ~SegmentPin() { Release(); }
+  void Release();
+
+ private:
+  friend class SegmentStore;
+  SegmentStore* store_ = nullptr;
+  std::vector<BlockKey> keys_;
+};
+
+// Thread safe; no operation copies or encodes payload under the lock.
+//
+// Invariants: the parent of every segment is stored too, or is its namespace's root; a tail has no
+// children; a parent was used at least as recently as its children. A segment whose last form was
+// dropped as damaged stays as a hole while it has children or holds: Match ends before it, and a
+// put fills it again.
+//
+// Eviction, when the budget asks for room: first the exact forms (least recently used first) of
+// segments that also hold the compact form and have a full successor stored, segment 0 excepted,
+// which stays exact; then whole segments without children, least recently used first. Never what is
+// leased or pinned. Bytes that a reader still holds return to the budget when it lets go.
+class SegmentStore {
+ public:
+  using Clock = std::function<absl::Time()>;
+
+  // Becomes the budget's reclaimer. `metrics` must not be null.
+  SegmentStore(std::shared_ptr<MemoryBudget> budget, std::shared_ptr<StoreMetrics> metrics,
+               Clock clock = &absl::Now);
+  ~SegmentStore();
+  SegmentStore(const SegmentStore&) = delete;
+  SegmentStore& operator=(const SegmentStore&) = delete;
+
+  MemoryBudget& budget() const { return *budget_; }
+  StoreMetrics& metrics() const { return *metrics_; }
+
+  // The longest stored prefix of `keys`, then `tail_key`. Touches and, when `lease_ttl` > 0, leases
+  // what matched, atomically. Errors are those of AcquireLease about ttl and counts.
+  absl::StatusOr<MatchResult> Match(std::span<const BlockKey> keys,
+                                    std::optional<BlockKey> tail_key = std::nullopt,
+                                    absl::Duration lease_ttl = absl::ZeroDuration());
+
+  // One entry per key, nullopt where it is not stored. Touches what is.
+  std::vector<std::optional<StoredSegment>> Get(std::span<const BlockKey> keys);
+
+  // What is known of one key, without touching it. NotFound.
+  absl::StatusOr<SegmentSummary> Describe(const BlockKey& key) const;
+
+  // Publishes all of `batch` (parents before children) or nothing. Forms that a stored segment
+  // already holds are kept and those given for it dropped; a segment given with no form must be
+  // stored already and is only touched. FailedPrecondition if a parent is neither stored nor
+  // earlier in the batch, or is a tail, of another namespace or at another index than one less;
+  // ResourceExhausted if the budget has no room for the bookkeeping.
+  absl::StatusOr<CommitResult> Commit(std::vector<StoredSegment> batch);
+
+  // Adds a form that is missing; true if it was. NotFound if the segment is not stored.
+  absl::StatusOr<bool> AddForm(const BlockKey& key, FormPtr form);
+
+  // Drops exactly this form of the segment, if it still holds it: for damaged bytes. Leases do not
+  // protect damage.
+  void DropDamaged(const BlockKey& key, const FormPtr& form);
+
+  // Deletes a segment; `recursive`: with everything behind it. Returns how many. NotFound;
+  // FailedPrecondition if it has children and `recursive` is false, or if any of them is leased or
+  // pinned.
+  absl::StatusOr<int64_t> Delete(const BlockKey& key, bool recursive);
+
+  // Keeps every one of `keys` until now + ttl or Release. InvalidArgument unless 0 < ttl <= 1 h and
+  // 1 <= keys <= kMaxLeaseKeys; NotFound naming the first key that is not stored (nothing is leased
+  // then); ResourceExhausted beyond kMaxLeases.
+  absl::StatusOr<Lease> AcquireLease(std::span<const BlockKey> keys, absl::Duration ttl);
+  // NotFound if there is no such lease, e.g. because it expired.
+  absl::Status Release(uint64_t lease_id);
+  // Ends leases that are past their time; every operation that leases matter to does so by itself.
+  int64_t ExpireLeases();
+
+  // Pins those of `keys` that are stored.
+  SegmentPin Pin(std::span<const BlockKey> keys);
+
+  // Evicts until `bytes` are let go or nothing can be; returns how many were.
+  int64_t Evict(int64_t bytes);
+
+  StoreStats Stats() const;
+  // At most `limit` rows, of one namespace if `root` is given, ordered by root, index, key.
+  std::vector<SegmentSummary> List(std::optional<Digest> root = std::nullopt,
+                                   int64_t limit = 65536) const;
+
+ private:
+  friend class SegmentPin;
+  class Tree;
+  using Garbage = std::vector<FormPtr>;
+
+  absl::StatusOr<Lease> GrantLease(std::vector<BlockKey> keys, absl::Duration ttl);
+  void ExpireLeasesLocked();
+  void Unpin(std::span<const BlockKey> keys);
+
+  const std::shared_ptr<MemoryBudget> budget_;
+  const std::shared_ptr<StoreMetrics> metrics_;
+  const Clock clock_;
+  mutable std::mutex mutex_;  // taken before the budget's, never inside it; guards what follows
+  std::unique_ptr<Tree> tree_;
+  LeaseTable leases_;
+};
+
+}  // namespace fourierkv

@@ -1,0 +1,82 @@
+// What the segment store takes in, hands out and lists.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "compute/base/geometry.h"
+#include "compute/codec/segment_blob.h"
+#include "kv_service/core/blob_buffer.h"
+#include "kv_service/core/block_key.h"
+#include "kv_service/core/cache_namespace.h"
+
+namespace fourierkv {
+
+// One form of one segment: K and V of every layer. Immutable.
+class FormBlobs {
+ public:
+  // `blobs` at layer * 2 + part, all sealed and not null. Reads errors from their headers.
+  FormBlobs(SegmentForm form, std::vector<BlobPtr> blobs);
+
+  SegmentForm form() const { return form_; }
+  int layers() const { return static_cast<int>(blobs_.size() / 2); }
+  const BlobPtr& blob(int layer, Part part) const {
+    return blobs_[static_cast<size_t>(layer) * 2 + static_cast<size_t>(part)];
+  }
+  int64_t bytes() const { return bytes_; }  // of all blobs, headers included
+  float mean_relative_error() const { return mean_relative_error_; }
+  float max_relative_error() const { return max_relative_error_; }
+
+ private:
+  SegmentForm form_;
+  std::vector<BlobPtr> blobs_;
+  int64_t bytes_ = 0;
+  float mean_relative_error_ = 0;
+  float max_relative_error_ = 0;
+};
+
+using FormPtr = std::shared_ptr<const FormBlobs>;
+
+// A segment and the forms of it that somebody holds. Either form may be null; holding one keeps its
+// bytes alive after the store let it go.
+struct StoredSegment {
+  BlockKey key;
+  BlockKey parent;  // the namespace's root key for segment 0
+  std::shared_ptr<const NamespaceContext> context;
+  int64_t index = 0;  // position in the sequence, in segments
+  int tokens = 0;     // S, or less for a tail
+  bool tail = false;
+  FormPtr exact;
+  FormPtr compact;
+
+  // EXACT or COMPACT; null if not held or for another form.
+  const FormPtr& form(SegmentForm form) const;
+  int64_t first_token() const { return index * context->ns.segment_tokens; }
+};
+
+// Size and quality of one form; bytes = 0 if it is not held.
+struct FormSummary {
+  int64_t bytes = 0;
+  float mean_relative_error = 0;
+  float max_relative_error = 0;
+};
+
+// One row of a listing: a snapshot without the bytes.
+struct SegmentSummary {
+  BlockKey key;
+  BlockKey parent;
+  BlockKey root;
+  int64_t index = 0;
+  int tokens = 0;
+  bool tail = false;
+  FormSummary exact;
+  FormSummary compact;
+  int children = 0;
+  int holds = 0;  // leases and running puts that protect it
+  absl::Time last_use;
+};
+
+}  // namespace fourierkv
