@@ -12,9 +12,8 @@
 
 namespace fourierkv {
 
-// Uninitialised bytes aligned to 64. Charged exactly size() to its budget until destroyed, so a
-// reader that still holds an evicted blob still counts. Not thread safe while written; immutable
-// afterwards.
+// Uninitialised bytes aligned to 64. Charged to its budget until destroyed, so an evicted blob
+// counts until its last reader lets go. Not thread safe while written; immutable afterwards.
 class BlobBuffer {
  public:
   // Reserves before it allocates. ResourceExhausted if the budget has no room.

@@ -57,6 +57,7 @@ struct PutStats {
   int64_t bytes_received = 0;  // chunk payload
   int64_t exact_bytes = 0;     // of exact blobs handed to the store
   int64_t compact_bytes = 0;   // of compact blobs handed to the store
+  int64_t encoded_dense_bytes = 0;
   double encode_seconds = 0;
   float max_relative_error = 0;  // over the compact blobs of this put; 0 if none
 };

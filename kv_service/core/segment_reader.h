@@ -38,8 +38,9 @@ struct OpenSegment {
   FormPtr source;                          // what it is read or made from
   MissingReason missing = MissingReason::kNone;
 
-  // Bytes that ReadLayer will give over all layers, headers included; 0 if missing.
-  int64_t TotalBytes() const;
+  // Bytes that ReadLayer will give over `layers` layers from `first_layer`, headers included; 0 if
+  // missing. Requires layers that the segment has.
+  int64_t Bytes(int first_layer, int layers) const;
 };
 
 struct LayerRead {
@@ -80,9 +81,10 @@ class SegmentReader {
   absl::StatusOr<FormPtr> EnsureCompact(const BlockKey& key);
 
  private:
-  absl::StatusOr<FormPtr> Compact(const StoredSegment& segment);
   absl::StatusOr<BlobHeader> Verify(const StoredSegment& segment, const FormPtr& form, int layer,
                                     Part part);
+  absl::StatusOr<FormPtr> Compact(const StoredSegment& segment);
+  absl::Status Choose(const SegmentWant& want, OpenSegment& open);
 
   SegmentStore* store_;
   ComputeBackend* backend_;

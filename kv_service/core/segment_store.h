@@ -22,11 +22,12 @@
 
 namespace fourierkv {
 
-inline constexpr int64_t kMaxLeaseKeys = 16384;
+inline constexpr int64_t kMaxLeaseKeys = 65536;
 inline constexpr int64_t kMaxLeases = 65536;
+inline constexpr absl::Duration kMaxLeaseTtl = absl::Minutes(10);
 
 // Bookkeeping bytes charged for a segment beside its blobs.
-int64_t SegmentOverheadBytes(int layers);
+inline constexpr int64_t kSegmentOverheadBytes = 1024;
 
 struct MatchResult {
   std::vector<SegmentSummary> segments;  // the longest stored prefix of the keys asked for
@@ -40,17 +41,13 @@ struct CommitResult {
   int64_t forms_added = 0;
 };
 
-struct StoreStats {
+struct DeleteResult {
   int64_t segments = 0;
-  int64_t tails = 0;
-  int64_t exact_forms = 0;
-  int64_t compact_forms = 0;
-  int64_t exact_bytes = 0;
-  int64_t compact_bytes = 0;
-  int64_t leases = 0;
+  int64_t bytes = 0;  // of their blobs
 };
 
 class SegmentStore;
+class SegmentTree;
 
 // Keeps segments from eviction and deletion until destroyed, without a time limit. For work inside
 // the process; the store must outlive it.
@@ -119,14 +116,14 @@ class SegmentStore {
   // protect damage.
   void DropDamaged(const BlockKey& key, const FormPtr& form);
 
-  // Deletes a segment; `recursive`: with everything behind it. Returns how many. NotFound;
-  // FailedPrecondition if it has children and `recursive` is false, or if any of them is leased or
-  // pinned.
-  absl::StatusOr<int64_t> Delete(const BlockKey& key, bool recursive);
+  // Deletes the stored ones of `keys`, and with `recursive` everything behind them: all or nothing.
+  // FailedPrecondition, naming the key, if one of these is leased or pinned, or if a segment would
+  // be left behind without its parent.
+  absl::StatusOr<DeleteResult> Delete(std::span<const BlockKey> keys, bool recursive);
 
-  // Keeps every one of `keys` until now + ttl or Release. InvalidArgument unless 0 < ttl <= 1 h and
-  // 1 <= keys <= kMaxLeaseKeys; NotFound naming the first key that is not stored (nothing is leased
-  // then); ResourceExhausted beyond kMaxLeases.
+  // Keeps every one of `keys` until now + ttl or Release. InvalidArgument unless 0 < ttl <=
+  // kMaxLeaseTtl and 1 <= keys <= kMaxLeaseKeys; NotFound naming the first key that is not stored
+  // (nothing is leased then); ResourceExhausted beyond kMaxLeases.
   absl::StatusOr<Lease> AcquireLease(std::span<const BlockKey> keys, absl::Duration ttl);
   // NotFound if there is no such lease, e.g. because it expired.
   absl::Status Release(uint64_t lease_id);
@@ -140,24 +137,21 @@ class SegmentStore {
   int64_t Evict(int64_t bytes);
 
   StoreStats Stats() const;
-  // At most `limit` rows, of one namespace if `root` is given, ordered by root, index, key.
-  std::vector<SegmentSummary> List(std::optional<Digest> root = std::nullopt,
-                                   int64_t limit = 65536) const;
+  // At most `limit` rows (0: all), ordered by namespace root, index, key: parents before children.
+  std::vector<SegmentSummary> List(int64_t limit = 0) const;
 
  private:
   friend class SegmentPin;
-  class Tree;
-  using Garbage = std::vector<FormPtr>;
-
-  absl::StatusOr<Lease> GrantLease(std::vector<BlockKey> keys, absl::Duration ttl);
-  void ExpireLeasesLocked();
+  absl::StatusOr<Lease> GrantLocked(std::vector<BlockKey> keys, absl::Duration ttl);
+  int64_t ExpireLocked();
+  void UnholdLocked(std::span<const BlockKey> keys);
   void Unpin(std::span<const BlockKey> keys);
 
   const std::shared_ptr<MemoryBudget> budget_;
   const std::shared_ptr<StoreMetrics> metrics_;
   const Clock clock_;
   mutable std::mutex mutex_;  // taken before the budget's, never inside it; guards what follows
-  std::unique_ptr<Tree> tree_;
+  std::unique_ptr<SegmentTree> tree_;
   LeaseTable leases_;
 };
 

@@ -15,11 +15,16 @@
 
 namespace fourierkv {
 
+struct FormPart {
+  BlobPtr blob;
+  float relative_error = 0;  // as in its header
+};
+
 // One form of one segment: K and V of every layer. Immutable.
 class FormBlobs {
  public:
-  // `blobs` at layer * 2 + part, all sealed and not null. Reads errors from their headers.
-  FormBlobs(SegmentForm form, std::vector<BlobPtr> blobs);
+  // `parts` at layer * 2 + part, all sealed and not null.
+  FormBlobs(SegmentForm form, std::vector<FormPart> parts);
 
   SegmentForm form() const { return form_; }
   int layers() const { return static_cast<int>(blobs_.size() / 2); }
@@ -68,7 +73,7 @@ struct FormSummary {
 struct SegmentSummary {
   BlockKey key;
   BlockKey parent;
-  BlockKey root;
+  std::shared_ptr<const NamespaceContext> context;
   int64_t index = 0;
   int tokens = 0;
   bool tail = false;
@@ -77,6 +82,17 @@ struct SegmentSummary {
   int children = 0;
   int holds = 0;  // leases and running puts that protect it
   absl::Time last_use;
+};
+
+// Totals over a store.
+struct StoreStats {
+  int64_t segments = 0;
+  int64_t tails = 0;
+  int64_t exact_forms = 0;
+  int64_t compact_forms = 0;
+  int64_t exact_bytes = 0;
+  int64_t compact_bytes = 0;
+  int64_t leases = 0;
 };
 
 }  // namespace fourierkv

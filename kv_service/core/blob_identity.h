@@ -1,0 +1,37 @@
+// What the header and values of a segment's blob must be.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "absl/status/status.h"
+#include "compute/codec/segment_blob.h"
+#include "compute/codec/segment_layout.h"
+#include "kv_service/core/stored_segment.h"
+
+namespace fourierkv {
+
+// The header of one blob of `segment`, whose forms do not matter. COMPACT requires a profile and a
+// full segment.
+BlobHeader ExpectedHeader(const StoredSegment& segment, SegmentForm form, int layer, Part part,
+                          float relative_error);
+
+// InvalidArgument naming the first field in which `header` is not what it should be; relative_error
+// apart.
+absl::Status CheckHeader(const BlobHeader& header, const BlobHeader& expected);
+
+// Values larger than this are refused: codecs could not hold them, and no model makes them.
+inline constexpr float kMaxMagnitude = 1e30f;
+
+// Position of the first of `values` that is NaN, infinite or beyond +-kMaxMagnitude.
+std::optional<int64_t> FirstBadValue(std::span<const uint16_t> values, KvDtype dtype);
+
+// InvalidArgument, naming head and band, if a scale, offset or 16-bit value of a compact payload is
+// NaN, infinite or larger than an encoder can make it. Requires payload.size() ==
+// layout.payload_bytes.
+absl::Status CheckCompactValues(const PartLayout& layout, std::span<const std::byte> payload);
+
+}  // namespace fourierkv
