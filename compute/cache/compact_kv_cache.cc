@@ -1,0 +1,193 @@
+#include "compute/cache/compact_kv_cache.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "compute/codec/segment_blob.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr int64_t kMaxRecentWindow = int64_t{1} << 20;
+constexpr size_t kPayloadAlignment = 4;
+
+std::vector<std::byte> CopyOf(std::span<const std::byte> bytes) {
+  return {bytes.begin(), bytes.end()};
+}
+
+// What is wrong with a blob's header, or empty.
+std::string Mismatch(const BlobHeader& header, int layer, Part part, int64_t segment, KvDtype dtype,
+                     const ProfileLayout& layout) {
+  const PartLayout& expected = layout.part(layer, part);
+  if (header.form != SegmentForm::kCompact) {
+    return absl::StrCat("its form is ", FormName(header.form), ", not compact");
+  }
+  if (header.part != part) return absl::StrCat("it holds ", PartName(header.part));
+  if (header.layer != static_cast<uint32_t>(layer)) {
+    return absl::StrCat("it belongs to layer ", header.layer);
+  }
+  if (header.dtype != dtype) return "its element type is not the cache's";
+  if (header.tokens != expected.segment_tokens || header.kv_heads != expected.kv_heads ||
+      header.head_dim != expected.head_dim) {
+    return absl::StrCat("it has ", header.tokens, " tokens of ", header.kv_heads, " heads of ",
+                        header.head_dim, " channels; the profile has ", expected.segment_tokens,
+                        " of ", expected.kv_heads, " of ", expected.head_dim);
+  }
+  if (!std::equal(header.profile_prefix.begin(), header.profile_prefix.end(),
+                  layout.id().bytes.begin())) {
+    return "it was encoded with another codec profile";
+  }
+  if (header.first_token != static_cast<uint64_t>(segment) * expected.segment_tokens) {
+    return absl::StrCat("it starts at position ", header.first_token);
+  }
+  if (header.payload_bytes != static_cast<uint64_t>(expected.payload_bytes)) {
+    return absl::StrCat("its payload has ", header.payload_bytes, " bytes; the profile's has ",
+                        expected.payload_bytes);
+  }
+  return "";
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CompactKvCache>> CompactKvCache::Create(
+    std::shared_ptr<const ProfileLayout> layout, ComputeBackend* backend,
+    const CompactCacheOptions& options) {
+  if (options.recent_window < 0 || options.recent_window > kMaxRecentWindow) {
+    return absl::InvalidArgumentError(absl::StrCat("recent_window is ", options.recent_window,
+                                                   "; it must be 0 to ", kMaxRecentWindow));
+  }
+  if (options.max_tokens < 1 || options.max_tokens > kMaxCacheTokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_tokens is ", options.max_tokens, "; it must be 1 to ", kMaxCacheTokens));
+  }
+  return std::unique_ptr<CompactKvCache>(new CompactKvCache(std::move(layout), backend, options));
+}
+
+CompactKvCache::CompactKvCache(std::shared_ptr<const ProfileLayout> layout, ComputeBackend* backend,
+                               const CompactCacheOptions& options)
+    : FillableKvCache(layout->profile().geometry, options.dtype, options.max_tokens,
+                      /*hole_first=*/layout->profile().segment_tokens, backend),
+      layout_(std::move(layout)),
+      segment_tokens_(layout_->profile().segment_tokens),
+      recent_window_(options.recent_window),
+      segments_(geometry_.layers) {}
+
+int64_t CompactKvCache::CompactSegments(int64_t length, int segment_tokens, int64_t recent_window) {
+  // The smallest c >= 0 with length - (1 + c) S <= W + S.
+  const int64_t excess = length - recent_window - 2 * segment_tokens;
+  return excess <= 0 ? 0 : (excess + segment_tokens - 1) / segment_tokens;
+}
+
+int64_t CompactKvCache::compact_bytes() const {
+  const int64_t headers = 2 * geometry_.layers * static_cast<int64_t>(kBlobHeaderBytes);
+  return compact_segments() * (layout_->SegmentPayloadBytes() + headers);
+}
+
+void CompactKvCache::AddCompact(int layer, LayerKv* kv) const {
+  kv->k_layout = &layout_->part(layer, Part::kK);
+  kv->v_layout = &layout_->part(layer, Part::kV);
+  kv->compact = segments_[layer].blocks;
+}
+
+absl::Status CompactKvCache::AfterAdvance() {
+  while (compact_segments() < CompactSegments(length(), segment_tokens_, recent_window_)) {
+    if (absl::Status s = SealOldest(); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CompactKvCache::SealOldest() {
+  SealedSegment sealed;
+  sealed.index = compact_segments() + 1;
+  sealed.dtype = dtype_;
+  std::vector<EncodeJob> jobs;
+  for (int layer = 0; layer < geometry_.layers; ++layer) {
+    const ExactBlock exact = exact_block(layer);
+    const int64_t behind_sink = static_cast<int64_t>(segment_tokens_) * geometry_.head_dim;
+    for (Part part : kParts) {
+      const PartLayout& layout = layout_->part(layer, part);
+      auto blob = std::make_shared<std::vector<std::byte>>(kBlobHeaderBytes + layout.payload_bytes);
+      EncodeJob job;
+      job.layout = &layout;
+      job.dense = (part == Part::kK ? exact.k : exact.v) + behind_sink;
+      job.head_stride = exact.head_stride;
+      job.payload = blob->data() + kBlobHeaderBytes;
+      jobs.push_back(job);
+      sealed.parts.push_back({0, std::move(blob)});
+    }
+  }
+  if (absl::Status s = backend_->Encode(dtype_, jobs); !s.ok()) return s;
+
+  for (size_t i = 0; i < jobs.size(); ++i) sealed.parts[i].relative_error = jobs[i].relative_error;
+  for (int layer = 0; layer < geometry_.layers; ++layer) {
+    segments_[layer].blocks.push_back({jobs[layer * 2].payload, jobs[layer * 2 + 1].payload});
+    segments_[layer].owners.push_back(sealed.parts[layer * 2].blob);
+    segments_[layer].owners.push_back(sealed.parts[layer * 2 + 1].blob);
+  }
+  MoveToHole(segment_tokens_);
+  sealed_.push_back(std::move(sealed));
+  return absl::OkStatus();
+}
+
+std::vector<SealedSegment> CompactKvCache::TakeSealed() { return std::exchange(sealed_, {}); }
+
+absl::Status CompactKvCache::BeginFill(const FillPlan& plan, absl::Time deadline) {
+  if (absl::Status s = FillableKvCache::BeginFill(plan, deadline); !s.ok()) return s;
+  for (LayerSegments& layer : segments_) {
+    layer.blocks.assign(plan.compact_segments, CompactBlock{});
+    layer.owners.assign(2 * plan.compact_segments, nullptr);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SharedBytes> CompactKvCache::VerifiedPayload(int layer, Part part, int64_t segment,
+                                                            const SharedBytes& blob) const {
+  absl::StatusOr<BlobHeader> header = OpenBlob(blob.span());
+  const auto where = [&] {
+    return absl::StrCat(PartName(part), " of layer ", layer, " of segment ", segment, ": ");
+  };
+  if (!header.ok()) {
+    return absl::Status(header.status().code(), absl::StrCat(where(), header.status().message()));
+  }
+  const std::string mismatch = Mismatch(*header, layer, part, segment, dtype_, *layout_);
+  if (!mismatch.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(where(), "the blob does not fit: ", mismatch));
+  }
+  const std::span<const std::byte> payload = BlobPayload(blob.span());
+  if (reinterpret_cast<uintptr_t>(payload.data()) % kPayloadAlignment != 0) {
+    return SharedBytes::Of(std::make_shared<const std::vector<std::byte>>(CopyOf(payload)));
+  }
+  return SharedBytes{std::shared_ptr<const std::byte>(blob.data, payload.data()), payload.size()};
+}
+
+absl::Status CompactKvCache::InstallCompact(int layer, int64_t segment, SharedBytes k_blob,
+                                            SharedBytes v_blob) {
+  if (absl::Status s = CheckFilling(layer); !s.ok()) return s;
+  if (segment < 1 || segment > compact_segments()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "segment ", segment, " is not among the planned compact ones, 1 to ", compact_segments()));
+  }
+  absl::StatusOr<SharedBytes> k = VerifiedPayload(layer, Part::kK, segment, k_blob);
+  if (!k.ok()) return k.status();
+  absl::StatusOr<SharedBytes> v = VerifiedPayload(layer, Part::kV, segment, v_blob);
+  if (!v.ok()) return v.status();
+  LayerSegments& to = segments_[layer];
+  to.blocks[segment - 1] = {k->data.get(), v->data.get()};
+  to.owners[2 * (segment - 1)] = std::move(k->data);
+  to.owners[2 * (segment - 1) + 1] = std::move(v->data);
+  return absl::OkStatus();
+}
+
+absl::Status CompactKvCache::CheckCompactInstalled(int layer) const {
+  const std::vector<CompactBlock>& blocks = segments_[layer].blocks;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (blocks[i].k == nullptr) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("layer ", layer, ": compact segment ", i + 1, " was not installed"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace fourierkv

@@ -1,0 +1,82 @@
+// A cache that keeps its sink and its recent tokens exactly and everything between them compact.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "compute/cache/dense_kv_cache.h"
+#include "compute/cache/fillable_kv_cache.h"
+#include "compute/cache/sealed_segment.h"
+#include "compute/cache/shared_bytes.h"
+#include "compute/codec/segment_layout.h"
+
+namespace fourierkv {
+
+struct CompactCacheOptions {
+  int64_t recent_window = 1024;  // W: at least so many of the last tokens stay exact; 0 to 2^20
+  int64_t max_tokens = 0;        // 1 to kMaxCacheTokens
+  KvDtype dtype = KvDtype::kBf16;
+};
+
+// With segments of S tokens: segment 0 (the sink) is exact. Whenever Advance leaves more than W + S
+// tokens behind the compact part, the oldest S of them are encoded as one segment, so that between
+// W and W + S recent tokens are exact. Attention reads compact segments as they are. Threading: as
+// FillableKvCache.
+class CompactKvCache final : public FillableKvCache {
+ public:
+  // `backend` must outlive the cache. InvalidArgument for options out of bounds.
+  static absl::StatusOr<std::unique_ptr<CompactKvCache>> Create(
+      std::shared_ptr<const ProfileLayout> layout, ComputeBackend* backend,
+      const CompactCacheOptions& options);
+
+  const ProfileLayout& layout() const { return *layout_; }
+  int segment_tokens() const { return segment_tokens_; }
+  int64_t recent_window() const { return recent_window_; }
+
+  // How many segments are compact in a cache of `length` tokens that was filled token by token:
+  // what a FillPlan should ask for. A plan may have fewer; the rest is encoded at the next Advance.
+  static int64_t CompactSegments(int64_t length, int segment_tokens, int64_t recent_window);
+
+  absl::Status BeginFill(const FillPlan& plan, absl::Time deadline) override;
+
+  // K and V of `layer` of one compact segment, 1 <= segment <= plan.compact_segments, as whole
+  // blobs, which stay shared. Both are verified. DataLoss for damaged blobs; InvalidArgument for a
+  // blob of another form, layer, position, geometry or profile; FailedPrecondition for a layer that
+  // is not being filled.
+  absl::Status InstallCompact(int layer, int64_t segment, SharedBytes k_blob, SharedBytes v_blob);
+
+  // The segments encoded by this cache since the last call, oldest first.
+  std::vector<SealedSegment> TakeSealed();
+
+ private:
+  // Compact segments 1, 2, ... of one layer.
+  struct LayerSegments {
+    std::vector<CompactBlock> blocks;
+    std::vector<std::shared_ptr<const void>> owners;  // K and V of blocks[i] at 2 i and 2 i + 1
+  };
+
+  CompactKvCache(std::shared_ptr<const ProfileLayout> layout, ComputeBackend* backend,
+                 const CompactCacheOptions& options);
+
+  void AddCompact(int layer, LayerKv* kv) const override;
+  absl::Status AfterAdvance() override;
+  absl::Status CheckCompactInstalled(int layer) const override;
+  int64_t compact_segments() const override { return hole_tokens() / segment_tokens_; }
+  int64_t compact_bytes() const override;
+
+  absl::Status SealOldest();
+  // The payload of a blob that was made for this place, and its owner.
+  absl::StatusOr<SharedBytes> VerifiedPayload(int layer, Part part, int64_t segment,
+                                              const SharedBytes& blob) const;
+
+  const std::shared_ptr<const ProfileLayout> layout_;
+  const int segment_tokens_;
+  const int64_t recent_window_;
+  std::vector<LayerSegments> segments_;  // per layer
+  std::vector<SealedSegment> sealed_;
+};
+
+}  // namespace fourierkv

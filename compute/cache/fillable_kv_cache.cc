@@ -1,0 +1,192 @@
+#include "compute/cache/fillable_kv_cache.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+
+namespace fourierkv {
+namespace {
+
+// Tokens that can be added to a filled cache before its exact tokens have to be copied.
+constexpr int64_t kSpareTokens = 1024;
+
+}  // namespace
+
+FillableKvCache::FillableKvCache(const KvGeometry& geometry, KvDtype dtype, int64_t max_tokens,
+                                 int64_t hole_first, ComputeBackend* backend)
+    : geometry_(geometry),
+      dtype_(dtype),
+      backend_(backend),
+      max_tokens_(max_tokens),
+      hole_first_(hole_first),
+      layers_(),
+      pending_(geometry.layers, 0),
+      gate_(geometry.layers),
+      installed_(geometry.layers) {
+  layers_.reserve(geometry.layers);
+  for (int l = 0; l < geometry.layers; ++l) {
+    layers_.emplace_back(geometry.kv_heads, geometry.head_dim, dtype);
+  }
+}
+
+int64_t FillableKvCache::bytes() const {
+  return geometry_.DenseBytes(exact_tokens()) + compact_bytes();
+}
+
+CacheStats FillableKvCache::stats() const {
+  return {.exact_tokens = exact_tokens(),
+          .compact_segments = compact_segments(),
+          .exact_bytes = geometry_.DenseBytes(exact_tokens()),
+          .compact_bytes = compact_bytes(),
+          .dense_bytes = geometry_.DenseBytes(length_)};
+}
+
+absl::Status FillableKvCache::CheckLayer(int layer) const {
+  if (layer >= 0 && layer < geometry_.layers) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("layer ", layer, " does not exist; the cache has ", geometry_.layers));
+}
+
+absl::Status FillableKvCache::CheckFilling(int layer) const {
+  if (absl::Status s = CheckLayer(layer); !s.ok()) return s;
+  if (!gate_.is_open(layer)) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "layer ", layer, " is not being filled; call BeginFill first, and MarkLayerReady last"));
+}
+
+absl::Status FillableKvCache::Reserve(int64_t tokens) {
+  if (tokens > max_tokens_) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "cannot reserve ", tokens, " tokens: the cache holds ", max_tokens_, " at most"));
+  }
+  for (ExactLayer& layer : layers_) layer.Reserve(tokens);
+  return absl::OkStatus();
+}
+
+absl::Status FillableKvCache::Append(int layer, int n, const float* k, const float* v) {
+  if (absl::Status s = CheckLayer(layer); !s.ok()) return s;
+  if (n < 1) return absl::InvalidArgumentError("Append needs at least one token");
+  if (n > max_tokens_ - length_) {
+    return absl::ResourceExhaustedError(absl::StrCat("the cache holds ", length_,
+                                                     " tokens and cannot take ", n,
+                                                     " more: its capacity is ", max_tokens_));
+  }
+  if (absl::Status s = gate_.Wait(layer); !s.ok()) return s;
+  ExactLayer& store = layers_[layer];
+  store.Resize(exact_tokens());  // drops what an abandoned chunk left behind
+  store.Resize(exact_tokens() + n);
+  store.WriteTokens(exact_tokens(), n, k, v);
+  pending_[layer] = n;
+  return absl::OkStatus();
+}
+
+absl::Status FillableKvCache::Attend(int layer, int n, int query_heads, const float* q,
+                                     float* out) {
+  if (absl::Status s = CheckLayer(layer); !s.ok()) return s;
+  if (n < 1 || n > pending_[layer]) {
+    return absl::FailedPreconditionError(absl::StrCat("layer ", layer, ": Attend on ", n,
+                                                      " tokens after Append of ", pending_[layer]));
+  }
+  const ExactBlock exact = layers_[layer].block();
+  AttentionArgs args;
+  args.kv.kv_heads = geometry_.kv_heads;
+  args.kv.head_dim = geometry_.head_dim;
+  args.kv.dtype = dtype_;
+  args.kv.exact = {&exact, 1};
+  AddCompact(layer, &args.kv);
+  args.query_heads = query_heads;
+  args.query_tokens = n;
+  args.scale = 1.0f / std::sqrt(static_cast<float>(geometry_.head_dim));
+  args.q = q;
+  args.out = out;
+  return backend_->Attend(args);
+}
+
+absl::Status FillableKvCache::Advance(int n) {
+  for (int l = 0; l < geometry_.layers; ++l) {
+    if (pending_[l] != n || n < 1) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("Advance by ", n, " tokens, but layer ", l, " was given ", pending_[l]));
+    }
+  }
+  length_ += n;
+  std::fill(pending_.begin(), pending_.end(), 0);
+  return AfterAdvance();
+}
+
+void FillableKvCache::MoveToHole(int64_t n) {
+  for (ExactLayer& layer : layers_) layer.Erase(hole_first_, n);
+  hole_tokens_ += n;
+}
+
+absl::Status FillableKvCache::BeginFill(const FillPlan& plan, absl::Time deadline) {
+  if (length_ != 0) {
+    return absl::FailedPreconditionError("only an empty cache can be filled");
+  }
+  if (plan.length < 1 || plan.compact_segments < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("a fill of ", plan.length, " tokens with ",
+                                                   plan.compact_segments, " compact segments"));
+  }
+  if (plan.length > max_tokens_) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "a fill of ", plan.length, " tokens: the cache holds ", max_tokens_, " at most"));
+  }
+  const bool fits = plan.compact_segments == 0 ||
+                    (hole_first_ > 0 && plan.compact_segments <= plan.length / hole_first_ - 1);
+  if (!fits) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a cache of ", plan.length, " tokens cannot have ", plan.compact_segments,
+                     " compact segments", hole_first_ == 0 ? ": it is dense" : ""));
+  }
+  length_ = plan.length;
+  hole_tokens_ = plan.compact_segments * hole_first_;
+  std::fill(pending_.begin(), pending_.end(), 0);
+  for (int l = 0; l < geometry_.layers; ++l) {
+    layers_[l].Reserve(exact_tokens() + std::min(kSpareTokens, max_tokens_ - length_));
+    layers_[l].Resize(exact_tokens());
+    installed_[l].assign(exact_tokens(), false);
+  }
+  gate_.CloseAll(deadline);
+  return absl::OkStatus();
+}
+
+absl::Status FillableKvCache::InstallExact(int layer, int64_t first_token, int64_t tokens,
+                                           const uint16_t* k, const uint16_t* v) {
+  if (absl::Status s = CheckFilling(layer); !s.ok()) return s;
+  const int64_t hole_end = hole_first_ + hole_tokens_;
+  const bool in_sequence =
+      first_token >= 0 && tokens >= 1 && tokens <= length_ && first_token <= length_ - tokens;
+  const bool clear_of_hole =
+      hole_tokens_ == 0 || first_token + tokens <= hole_first_ || first_token >= hole_end;
+  if (!in_sequence || !clear_of_hole) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("layer ", layer, ": ", tokens, " tokens from position ", first_token,
+                     " are not among those to be held exactly (", length_, " tokens, of which ",
+                     hole_tokens_, " from position ", hole_first_, " are compact)"));
+  }
+  const int64_t first =
+      hole_tokens_ > 0 && first_token >= hole_end ? first_token - hole_tokens_ : first_token;
+  layers_[layer].WriteHeads(first, tokens, k, v);
+  std::fill_n(installed_[layer].begin() + first, tokens, true);
+  return absl::OkStatus();
+}
+
+absl::Status FillableKvCache::MarkLayerReady(int layer) {
+  if (absl::Status s = CheckFilling(layer); !s.ok()) return s;
+  const std::vector<bool>& installed = installed_[layer];
+  const auto missing = std::find(installed.begin(), installed.end(), false);
+  if (missing != installed.end()) {
+    const int64_t index = missing - installed.begin();
+    const bool behind_hole = hole_tokens_ > 0 && index >= hole_first_;
+    return absl::FailedPreconditionError(
+        absl::StrCat("layer ", layer, ": the exact token at position ",
+                     behind_hole ? index + hole_tokens_ : index, " was not installed"));
+  }
+  if (absl::Status s = CheckCompactInstalled(layer); !s.ok()) return s;
+  installed_[layer] = {};
+  gate_.Open(layer);
+  return absl::OkStatus();
+}
+
+}  // namespace fourierkv
