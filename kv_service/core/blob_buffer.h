@@ -12,6 +12,9 @@
 
 namespace fourierkv {
 
+// What a buffer is charged beside its bytes, for the bookkeeping around it.
+inline constexpr int64_t kBufferOverheadBytes = 128;
+
 // Uninitialised bytes aligned to 64. Charged to its budget until destroyed, so an evicted blob
 // counts until its last reader lets go. Not thread safe while written; immutable afterwards.
 class BlobBuffer {

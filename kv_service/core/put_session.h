@@ -6,50 +6,19 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "compute/base/geometry.h"
-#include "kv_service/core/block_key.h"
-#include "kv_service/core/cache_namespace.h"
+#include "kv_service/core/put_plan.h"
 #include "kv_service/core/segment_store.h"
 
 namespace fourierkv {
 
 class ComputeBackend;
-
-inline constexpr int64_t kMaxPutSegments = 4096;
-inline constexpr int64_t kMaxSegmentIndex = int64_t{1} << 20;
-
-enum class PutPayload : uint8_t {
-  kDense = 1,    // K and V as [kv_heads][tokens][head_dim] in the namespace's dtype
-  kCompact = 2,  // whole compact blobs, headers included
-};
-
-struct PutPlan {
-  std::shared_ptr<const NamespaceContext> context;
-  std::optional<BlockKey> parent;  // nullopt iff first_segment_index = 0
-  int64_t first_segment_index = 0;
-  // From the start of the first segment. Not a multiple of S: the rest is the sequence's tail.
-  std::vector<uint32_t> token_ids;
-  PutPayload payload = PutPayload::kDense;
-  // Full segments from this index on keep their exact form beside the compact one. Dense payload
-  // only.
-  int64_t keep_exact_from = 0;
-};
-
-struct PlannedSegment {
-  BlockKey key;
-  int64_t index = 0;
-  int tokens = 0;
-  bool tail = false;
-  bool needed = false;      // its chunks must be sent
-  bool keep_exact = false;  // forms that this put leaves behind
-  bool keep_compact = false;
-};
+class PartCollector;
 
 struct PutStats {
   int64_t segments_stored = 0;
@@ -62,11 +31,6 @@ struct PutStats {
   float max_relative_error = 0;  // over the compact blobs of this put; 0 if none
 };
 
-// Which forms a put leaves behind: without a profile, segment 0 and tails are exact only; before
-// `keep_exact_from` compact only; both from there on.
-bool KeepsExact(const NamespaceContext& context, int64_t index, bool tail, int64_t keep_exact_from);
-bool KeepsCompact(const NamespaceContext& context, int64_t index, bool tail);
-
 // One thread at a time. Holds the parent and the stored segments of its plan in the store until it
 // ends. Destroyed without Commit, it leaves nothing behind. After an error of AddChunk the session
 // goes on as if the call had not happened; except when a complete part was refused (values that are
@@ -77,7 +41,7 @@ class PutSession {
   PutSession(const PutSession&) = delete;
   PutSession& operator=(const PutSession&) = delete;
 
-  const std::vector<PlannedSegment>& segments() const;
+  const std::vector<PlannedSegment>& segments() const { return segments_; }
   int64_t needed_segments() const;
 
   // Bytes to send for one part of one segment of the plan. Requires indices in range.
@@ -87,7 +51,7 @@ class PutSession {
   // `bytes`.
   //   InvalidArgument    segment not of this plan or not needed; layer or part unknown; empty
   //   chunk;
-  //                      NaN, infinite or too large values; a compact blob of something else
+  //                      NaN, infinite or values beyond +-1e30; a compact blob of something else
   //   OutOfRange         bytes beyond the part's end
   //   AlreadyExists      bytes that were received before
   //   DataLoss           wrong checksum, or a damaged compact blob
@@ -102,10 +66,18 @@ class PutSession {
 
  private:
   friend class PutManager;
-  struct State;
-  explicit PutSession(std::unique_ptr<State> state);
+  PutSession(SegmentStore* store, std::shared_ptr<std::atomic<int>> running);
+  void Start(PutPlan plan, std::vector<PlannedSegment> segments, ComputeBackend& backend);
+  absl::Status End(absl::Status why);  // frees everything; returns `why`, as do later calls
 
-  std::unique_ptr<State> state_;
+  SegmentStore* store_;
+  std::shared_ptr<std::atomic<int>> running_;
+  int layers_ = 0;
+  std::vector<PlannedSegment> segments_;
+  SegmentPin pin_;
+  std::unique_ptr<PartCollector> collector_;  // null until started; refers to segments_
+  absl::Status ended_;
+  bool committed_ = false;
 };
 
 // Starts puts, a bounded number at a time. Thread safe. Store and backend must outlive it and its

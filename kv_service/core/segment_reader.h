@@ -33,7 +33,7 @@ struct SegmentWant {
 
 // A segment opened for reading. Keeps the bytes it needs alive.
 struct OpenSegment {
-  StoredSegment segment;                   // only key is set if missing
+  StoredSegment segment;                   // identity; only the key if missing
   SegmentForm form = SegmentForm::kExact;  // what ReadLayer gives
   FormPtr source;                          // what it is read or made from
   MissingReason missing = MissingReason::kNone;
@@ -81,10 +81,12 @@ class SegmentReader {
   absl::StatusOr<FormPtr> EnsureCompact(const BlockKey& key);
 
  private:
-  absl::StatusOr<BlobHeader> Verify(const StoredSegment& segment, const FormPtr& form, int layer,
-                                    Part part);
+  // Decides what `open`, which is stored, is read from.
+  absl::Status Choose(std::span<const SegmentForm> forms, OpenSegment& open);
   absl::StatusOr<FormPtr> Compact(const StoredSegment& segment);
-  absl::Status Choose(const SegmentWant& want, OpenSegment& open);
+  // The blob if it is whole and the right one; otherwise drops its form and returns DataLoss.
+  absl::StatusOr<FormPart> Verify(const StoredSegment& segment, const FormPtr& form, int layer,
+                                  Part part);
 
   SegmentStore* store_;
   ComputeBackend* backend_;

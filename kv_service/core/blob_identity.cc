@@ -1,0 +1,137 @@
+#include "kv_service/core/blob_identity.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "compute/base/bfloat16.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr uint16_t kMagnitudeBits = 0x7fff;
+
+// Sign-free bits above which a value is refused. Larger magnitudes, infinity and NaN follow each
+// other in this order, so one comparison of integers finds them all.
+uint16_t LargestMagnitudeBits(KvDtype dtype) {
+  return dtype == KvDtype::kBf16 ? FloatToBf16Down(kMaxMagnitude) : uint16_t{0x7bff};
+}
+
+template <typename T>
+absl::Status CheckField(const char* field, const T& actual, const T& expected) {
+  if (actual == expected) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("blob header: ", field, " is ", actual, "; it must be ", expected));
+}
+
+// Whether one of `n` bf16 values at `data` is not finite, or beyond twice what input may be:
+// rounding a scale up must not make it bad.
+bool HasBadBf16(const std::byte* data, int64_t n) {
+  const uint16_t limit = FloatToBf16Down(2 * kMaxMagnitude);
+  for (int64_t i = 0; i < n; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, data + 2 * i, sizeof bits);
+    if ((bits & kMagnitudeBits) > limit) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+BlobHeader ExpectedHeader(const StoredSegment& segment, SegmentForm form, int layer, Part part,
+                          float relative_error) {
+  const CacheNamespace& ns = segment.context->ns;
+  BlobHeader header;
+  header.form = form;
+  header.part = part;
+  header.dtype = ns.kv_dtype;
+  header.layer = static_cast<uint32_t>(layer);
+  header.tokens = static_cast<uint32_t>(segment.tokens);
+  header.kv_heads = static_cast<uint16_t>(ns.geometry.kv_heads);
+  header.head_dim = static_cast<uint16_t>(ns.geometry.head_dim);
+  header.relative_error = relative_error;
+  header.payload_bytes = static_cast<uint64_t>(
+      form == SegmentForm::kCompact ? segment.context->layout->part(layer, part).payload_bytes
+                                    : ns.geometry.PartBytes(segment.tokens));
+  header.block_key = segment.key;
+  if (form != SegmentForm::kExact && ns.profile_id.has_value()) {
+    std::copy_n(ns.profile_id->bytes.begin(), header.profile_prefix.size(),
+                header.profile_prefix.begin());
+  }
+  header.first_token = static_cast<uint64_t>(segment.first_token());
+  return header;
+}
+
+absl::Status CheckHeader(const BlobHeader& header, const BlobHeader& expected) {
+  using absl::string_view;
+  if (header.form != expected.form) {
+    return CheckField("form", string_view(FormName(header.form)),
+                      string_view(FormName(expected.form)));
+  }
+  if (header.part != expected.part) {
+    return CheckField("part", string_view(PartName(header.part)),
+                      string_view(PartName(expected.part)));
+  }
+  if (header.block_key != expected.block_key) {
+    return CheckField("block_key", header.block_key.ToHex(), expected.block_key.ToHex());
+  }
+  if (header.profile_prefix != expected.profile_prefix) {
+    return absl::InvalidArgumentError(
+        "blob header: profile_prefix is not that of the namespace's codec profile");
+  }
+  for (const absl::Status& s :
+       {CheckField("dtype", static_cast<int>(header.dtype), static_cast<int>(expected.dtype)),
+        CheckField("layer", header.layer, expected.layer),
+        CheckField("tokens", header.tokens, expected.tokens),
+        CheckField("kv_heads", header.kv_heads, expected.kv_heads),
+        CheckField("head_dim", header.head_dim, expected.head_dim),
+        CheckField("payload_bytes", header.payload_bytes, expected.payload_bytes),
+        CheckField("first_token", header.first_token, expected.first_token)}) {
+    if (!s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+std::optional<int64_t> FirstBadValue(std::span<const uint16_t> values, KvDtype dtype) {
+  constexpr size_t kBlock = 1024;  // found by blocks without branches, then exactly
+  const uint16_t limit = LargestMagnitudeBits(dtype);
+  for (size_t begin = 0; begin < values.size(); begin += kBlock) {
+    const size_t end = std::min(values.size(), begin + kBlock);
+    uint16_t largest = 0;
+    for (size_t i = begin; i < end; ++i) {
+      largest = std::max<uint16_t>(largest, values[i] & kMagnitudeBits);
+    }
+    if (largest <= limit) continue;
+    for (size_t i = begin; i < end; ++i) {
+      if ((values[i] & kMagnitudeBits) > limit) return static_cast<int64_t>(i);
+    }
+  }
+  return std::nullopt;
+}
+
+absl::Status CheckCompactValues(const PartLayout& layout, std::span<const std::byte> payload) {
+  for (size_t h = 0; h < layout.heads.size(); ++h) {
+    for (size_t b = 0; b < layout.heads[h].bands.size(); ++b) {
+      const BandLayout& band = layout.heads[h].bands[b];
+      const char* bad = nullptr;
+      if (!band.spectral() && band.bits == 16) {
+        if (HasBadBf16(payload.data() + band.data_offset,
+                       int64_t{band.size} * layout.segment_tokens)) {
+          bad = "value";
+        }
+      } else if (HasBadBf16(payload.data() + band.scale_offset, band.size)) {
+        bad = "scale";
+      } else if (!band.spectral() && HasBadBf16(payload.data() + band.zero_offset, band.size)) {
+        bad = "offset";
+      }
+      if (bad != nullptr) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "compact payload: head ", h, " band ", b, " has a ", bad,
+            " that is NaN, infinite or too large; encode finite values within +-1e30"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace fourierkv

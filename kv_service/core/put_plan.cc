@@ -1,0 +1,95 @@
+#include "kv_service/core/put_plan.h"
+
+#include <algorithm>
+#include <span>
+
+#include "absl/strings/str_cat.h"
+
+namespace fourierkv {
+
+bool KeepsExact(const NamespaceContext& context, int64_t index, bool tail,
+                int64_t keep_exact_from) {
+  return !KeepsCompact(context, index, tail) || index >= keep_exact_from;
+}
+
+bool KeepsCompact(const NamespaceContext& context, int64_t index, bool tail) {
+  return context.layout != nullptr && index > 0 && !tail;
+}
+
+absl::Status CheckPutPlan(const PutPlan& plan) {
+  if (plan.context == nullptr) return absl::InvalidArgumentError("put: namespace is missing");
+  const int64_t segment_tokens = plan.context->ns.segment_tokens;
+  const int64_t tokens = static_cast<int64_t>(plan.token_ids.size());
+  if (tokens < 1 || tokens > kMaxPutSegments * segment_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("put: token_ids has ", tokens, " ids; it must have 1 to ",
+                     kMaxPutSegments * segment_tokens, " (", kMaxPutSegments, " segments)"));
+  }
+  const int64_t count = (tokens + segment_tokens - 1) / segment_tokens;
+  if (plan.first_segment_index < 0 || plan.first_segment_index > kMaxSegmentIndex - count) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("put: first_segment_index is ", plan.first_segment_index, "; with ", count,
+                     " segments it must be from 0 to ", kMaxSegmentIndex - count));
+  }
+  if (plan.first_segment_index == 0 && plan.parent.has_value()) {
+    return absl::InvalidArgumentError(
+        "put: parent_key is given, but segment 0 has none; leave it empty");
+  }
+  if (plan.first_segment_index > 0 && !plan.parent.has_value()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "put: parent_key is missing; segment ", plan.first_segment_index, " follows another one"));
+  }
+  if (plan.keep_exact_from < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("put: keep_exact_from is ", plan.keep_exact_from, "; it must be at least 0"));
+  }
+  switch (plan.payload) {
+    case PutPayload::kDense:
+      return absl::OkStatus();
+    case PutPayload::kCompact:
+      break;
+    default:
+      return absl::InvalidArgumentError("put: payload_form must be EXACT or COMPACT");
+  }
+  if (plan.context->layout == nullptr) {
+    return absl::InvalidArgumentError(
+        "put: payload_form is COMPACT, but the namespace has no profile_id");
+  }
+  if (tokens % segment_tokens != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "put: payload_form is COMPACT, but the last segment is a tail of ", tokens % segment_tokens,
+        " tokens; tails are exact: put it with payload_form EXACT"));
+  }
+  if (plan.first_segment_index == 0) {
+    return absl::InvalidArgumentError(
+        "put: payload_form is COMPACT, but segment 0 is kept exact: put it with payload_form "
+        "EXACT");
+  }
+  return absl::OkStatus();
+}
+
+std::vector<PlannedSegment> PlanSegments(const PutPlan& plan) {
+  const NamespaceContext& context = *plan.context;
+  const KeyChain chain =
+      ChainKeys(plan.parent.value_or(context.root), context.ns.segment_tokens, plan.token_ids);
+  std::vector<PlannedSegment> segments;
+  const auto add = [&](const BlockKey& key, int tokens, bool tail) {
+    PlannedSegment segment;
+    segment.key = key;
+    segment.parent = segments.empty() ? plan.parent.value_or(context.root) : segments.back().key;
+    segment.index = plan.first_segment_index + static_cast<int64_t>(segments.size());
+    segment.tokens = tokens;
+    segment.tail = tail;
+    segment.keep_compact = KeepsCompact(context, segment.index, tail);
+    segment.keep_exact = plan.payload == PutPayload::kDense &&
+                         KeepsExact(context, segment.index, tail, plan.keep_exact_from);
+    segments.push_back(segment);
+  };
+  for (const BlockKey& key : chain.segments) add(key, context.ns.segment_tokens, false);
+  if (chain.tail.has_value()) {
+    add(*chain.tail, static_cast<int>(plan.token_ids.size() % context.ns.segment_tokens), true);
+  }
+  return segments;
+}
+
+}  // namespace fourierkv

@@ -1,0 +1,60 @@
+// What one put is about, and which of it must be sent.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kv_service/core/block_key.h"
+#include "kv_service/core/cache_namespace.h"
+
+namespace fourierkv {
+
+inline constexpr int64_t kMaxPutSegments = 4096;
+inline constexpr int64_t kMaxSegmentIndex = int64_t{1} << 20;
+
+enum class PutPayload : uint8_t {
+  kDense = 1,    // K and V as [kv_heads][tokens][head_dim] in the namespace's dtype
+  kCompact = 2,  // whole compact blobs, headers included
+};
+
+struct PutPlan {
+  std::shared_ptr<const NamespaceContext> context;
+  std::optional<BlockKey> parent;  // nullopt iff first_segment_index = 0
+  int64_t first_segment_index = 0;
+  // From the start of the first segment. Not a multiple of S: the rest is the sequence's tail.
+  std::vector<uint32_t> token_ids;
+  PutPayload payload = PutPayload::kDense;
+  // Full segments from this index on keep their exact form beside the compact one. Dense payload
+  // only.
+  int64_t keep_exact_from = 0;
+};
+
+struct PlannedSegment {
+  BlockKey key;
+  BlockKey parent;
+  int64_t index = 0;
+  int tokens = 0;
+  bool tail = false;
+  bool needed = false;      // its chunks must be sent
+  bool keep_exact = false;  // forms that this put leaves behind
+  bool keep_compact = false;
+};
+
+// Which forms a put leaves behind: without a profile, segment 0 and tails are exact only; before
+// `keep_exact_from` compact only; both from there on.
+bool KeepsExact(const NamespaceContext& context, int64_t index, bool tail, int64_t keep_exact_from);
+bool KeepsCompact(const NamespaceContext& context, int64_t index, bool tail);
+
+// InvalidArgument naming the field, unless: context is set; 1 to kMaxPutSegments segments, none
+// beyond kMaxSegmentIndex; a parent iff the first segment is not segment 0; and for compact payload
+// a profile, no tail and no segment 0, which are exact only.
+absl::Status CheckPutPlan(const PutPlan& plan);
+
+// The segments of a valid plan, with their keys; none needed yet.
+std::vector<PlannedSegment> PlanSegments(const PutPlan& plan);
+
+}  // namespace fourierkv

@@ -1,0 +1,178 @@
+#include "kv_service/core/put_session.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "compute/base/content_hash.h"
+#include "kv_service/core/part_collector.h"
+
+namespace fourierkv {
+namespace {
+
+// What a put's pin must cover: everything of its plan that is stored, and the parent.
+std::vector<BlockKey> PlanKeys(const PutPlan& plan, const std::vector<PlannedSegment>& segments) {
+  std::vector<BlockKey> keys;
+  if (plan.parent.has_value()) keys.push_back(*plan.parent);
+  for (const PlannedSegment& segment : segments) keys.push_back(segment.key);
+  return keys;
+}
+
+absl::Status CheckParent(const SegmentStore& store, const PutPlan& plan) {
+  if (!plan.parent.has_value()) return absl::OkStatus();
+  const auto fault = [&](auto... why) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("put: parent_key ", plan.parent->ToHex(), why...));
+  };
+  const auto parent = store.Describe(*plan.parent);
+  // Another tenant's segment looks like one that is not there.
+  if (!parent.ok() || parent->context->root != plan.context->root) {
+    return fault(" is not stored in this namespace; put what comes before first");
+  }
+  if (parent->tail) return fault(" is a tail, which nothing can follow");
+  if (parent->index + 1 != plan.first_segment_index) {
+    return fault(" is segment ", parent->index, ", so first_segment_index must be ",
+                 parent->index + 1, ", not ", plan.first_segment_index);
+  }
+  return absl::OkStatus();
+}
+
+// The exact form is as good as the compact one, which is made from it on demand.
+bool IsNeeded(const PlannedSegment& planned, const std::optional<StoredSegment>& stored) {
+  if (!stored.has_value()) return true;
+  if (stored->exact != nullptr) return false;
+  return planned.keep_exact || stored->compact == nullptr;
+}
+
+}  // namespace
+
+PutManager::PutManager(SegmentStore* store, ComputeBackend* backend, int max_sessions)
+    : store_(store),
+      backend_(backend),
+      max_sessions_(max_sessions),
+      running_(std::make_shared<std::atomic<int>>(0)) {}
+
+absl::StatusOr<std::unique_ptr<PutSession>> PutManager::Begin(PutPlan plan) {
+  if (auto s = CheckPutPlan(plan); !s.ok()) return s;
+  // Counted before anything is held, and given back by the session's destructor.
+  auto session = std::unique_ptr<PutSession>(new PutSession(store_, running_));
+  if (running_->load() > max_sessions_) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("put: ", max_sessions_, " puts are running, which is the most; retry later"));
+  }
+  std::vector<PlannedSegment> segments = PlanSegments(plan);
+  const std::vector<BlockKey> keys = PlanKeys(plan, segments);
+  session->pin_ = store_->Pin(keys);
+  if (auto s = CheckParent(*store_, plan); !s.ok()) return s;
+  const auto stored = store_->Get(std::span(keys).last(segments.size()));
+  for (size_t i = 0; i < segments.size(); ++i)
+    segments[i].needed = IsNeeded(segments[i], stored[i]);
+  session->Start(std::move(plan), std::move(segments), *backend_);
+  return session;
+}
+
+PutSession::PutSession(SegmentStore* store, std::shared_ptr<std::atomic<int>> running)
+    : store_(store), running_(std::move(running)) {
+  running_->fetch_add(1);
+}
+
+PutSession::~PutSession() {
+  if (collector_ != nullptr && !committed_) {
+    StoreMetrics::Add(store_->metrics().puts_aborted, 1);
+  }
+  running_->fetch_sub(1);
+}
+
+void PutSession::Start(PutPlan plan, std::vector<PlannedSegment> segments,
+                       ComputeBackend& backend) {
+  segments_ = std::move(segments);
+  layers_ = plan.context->ns.geometry.layers;
+  collector_ = std::make_unique<PartCollector>(std::move(plan.context), plan.payload, segments_,
+                                               store_->budget(), backend, store_->metrics());
+  StoreMetrics::Add(store_->metrics().puts_begun, 1);
+}
+
+int64_t PutSession::needed_segments() const {
+  int64_t needed = 0;
+  for (const PlannedSegment& segment : segments_) needed += segment.needed ? 1 : 0;
+  return needed;
+}
+
+int64_t PutSession::PartBytes(const PlannedSegment& segment, int layer, Part part) const {
+  return collector_->PartBytes(static_cast<size_t>(segment.index - segments_.front().index), layer,
+                               part);
+}
+
+absl::Status PutSession::AddChunk(int64_t segment_index, int layer, Part part, int64_t offset,
+                                  std::span<const std::byte> bytes, uint64_t checksum) {
+  if (!ended_.ok()) return ended_;
+  const int64_t first = segments_.front().index;
+  const int64_t last = segments_.back().index;
+  if (segment_index < first || segment_index > last) {
+    return absl::InvalidArgumentError(absl::StrCat("chunk: segment_index is ", segment_index,
+                                                   "; this put has ", first, " to ", last));
+  }
+  const size_t slot = static_cast<size_t>(segment_index - first);
+  if (!segments_[slot].needed) {
+    return absl::InvalidArgumentError(absl::StrCat("chunk: segment ", segment_index,
+                                                   " is stored already; send only what is needed"));
+  }
+  if (layer < 0 || layer >= layers_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("chunk: layer is ", layer, "; it must be from 0 to ", layers_ - 1));
+  }
+  if (part != Part::kK && part != Part::kV) {
+    return absl::InvalidArgumentError("chunk: part must be K or V");
+  }
+  const auto where = [&] {
+    return absl::StrCat("segment ", segment_index, " layer ", layer, " ", PartName(part),
+                        " offset ", offset);
+  };
+  if (bytes.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(where(), ": the chunk has no data"));
+  }
+  if (offset < 0) return absl::OutOfRangeError(absl::StrCat(where(), ": is negative"));
+  if (Checksum(bytes) != checksum) {
+    StoreMetrics::Add(store_->metrics().chunk_checksum_errors, 1);
+    return absl::DataLossError(
+        absl::StrCat(where(), ": checksum does not match the ", bytes.size(),
+                     " bytes that came; they were damaged on the way: send them again"));
+  }
+  bool fatal = false;
+  absl::Status status = collector_->Add(slot, layer, part, offset, bytes, &fatal);
+  return fatal ? End(std::move(status)) : status;
+}
+
+absl::StatusOr<PutStats> PutSession::Commit() {
+  if (!ended_.ok()) return ended_;
+  if (auto s = collector_->CheckComplete(); !s.ok()) return s;
+  if (auto s = collector_->Flush(); !s.ok()) return End(std::move(s));
+  PutStats stats;
+  std::vector<StoredSegment> batch;
+  batch.reserve(segments_.size());
+  for (size_t slot = 0; slot < segments_.size(); ++slot) {
+    batch.push_back(collector_->Take(slot));
+    stats.exact_bytes += batch.back().exact != nullptr ? batch.back().exact->bytes() : 0;
+    stats.compact_bytes += batch.back().compact != nullptr ? batch.back().compact->bytes() : 0;
+  }
+  const auto result = store_->Commit(std::move(batch));
+  if (!result.ok()) return End(result.status());
+  stats.segments_stored = result->stored;
+  stats.segments_deduplicated = result->deduplicated;
+  stats.bytes_received = collector_->totals().bytes_received;
+  stats.encoded_dense_bytes = collector_->totals().encoded_dense_bytes;
+  stats.encode_seconds = collector_->totals().encode_seconds;
+  stats.max_relative_error = collector_->totals().max_relative_error;
+  committed_ = true;
+  StoreMetrics::Add(store_->metrics().puts_committed, 1);
+  End(absl::FailedPreconditionError("put: it was committed; begin another one")).IgnoreError();
+  return stats;
+}
+
+absl::Status PutSession::End(absl::Status why) {
+  ended_ = std::move(why);
+  collector_->Clear();
+  pin_.Release();
+  return ended_;
+}
+
+}  // namespace fourierkv

@@ -1,0 +1,355 @@
+#include "kv_service/core/segment_store.h"
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+#include "kv_service/core/segment_tree.h"
+
+namespace fourierkv {
+namespace {
+
+absl::Status CheckLease(size_t keys, absl::Duration ttl) {
+  if (ttl <= absl::ZeroDuration() || ttl > kMaxLeaseTtl) {
+    return absl::InvalidArgumentError(absl::StrCat("lease ttl is ", absl::FormatDuration(ttl),
+                                                   "; it must be above 0 and at most ",
+                                                   absl::FormatDuration(kMaxLeaseTtl)));
+  }
+  if (keys < 1 || static_cast<int64_t>(keys) > kMaxLeaseKeys) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a lease on ", keys, " keys; it must be on 1 to ", kMaxLeaseKeys));
+  }
+  return absl::OkStatus();
+}
+
+// Whether `segment` may follow `parent`, null if it is not stored.
+absl::Status CheckParent(const StoredSegment& segment, const StoredSegment* parent) {
+  const auto fault = [&](auto... why) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("segment ", segment.index, ": its parent ", segment.parent.ToHex(), why...));
+  };
+  if (segment.parent == segment.context->root) {
+    return segment.index == 0 ? absl::OkStatus()
+                              : fault(" is the namespace's root; index must be 0");
+  }
+  if (parent == nullptr) return fault(" is not stored; put that first");
+  if (parent->tail) return fault(" is a tail, which nothing can follow");
+  if (parent->context->root != segment.context->root) return fault(" is in another namespace");
+  if (parent->index + 1 != segment.index) return fault(" has index ", parent->index);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+SegmentPin::SegmentPin(SegmentPin&& other) noexcept
+    : store_(std::exchange(other.store_, nullptr)), keys_(std::move(other.keys_)) {}
+
+SegmentPin& SegmentPin::operator=(SegmentPin&& other) noexcept {
+  if (this != &other) {
+    Release();
+    store_ = std::exchange(other.store_, nullptr);
+    keys_ = std::move(other.keys_);
+  }
+  return *this;
+}
+
+void SegmentPin::Release() {
+  if (store_ != nullptr) store_->Unpin(keys_);
+  store_ = nullptr;
+  keys_.clear();
+}
+
+SegmentStore::SegmentStore(std::shared_ptr<MemoryBudget> budget,
+                           std::shared_ptr<StoreMetrics> metrics, Clock clock)
+    : budget_(std::move(budget)),
+      metrics_(std::move(metrics)),
+      clock_(std::move(clock)),
+      tree_(std::make_unique<SegmentTree>()) {
+  budget_->SetReclaimer([this](int64_t bytes) { return Evict(bytes); });
+}
+
+SegmentStore::~SegmentStore() { budget_->SetReclaimer({}); }
+
+absl::StatusOr<MatchResult> SegmentStore::Match(std::span<const BlockKey> keys,
+                                                std::optional<BlockKey> tail_key,
+                                                absl::Duration lease_ttl) {
+  const size_t asked = keys.size() + (tail_key.has_value() ? 1 : 0);
+  const bool lease = lease_ttl != absl::ZeroDuration();
+  if (lease && asked > 0) {
+    if (auto s = CheckLease(asked, lease_ttl); !s.ok()) return s;
+  }
+  MatchResult result;
+  std::vector<BlockKey> matched;
+  std::lock_guard<std::mutex> lock(mutex_);
+  tree_->BeginTouch(clock_());
+  const auto match = [&](const BlockKey& key) -> const SegmentEntry* {
+    SegmentEntry* const entry = tree_->Find(key);
+    if (entry == nullptr || entry->Bytes() == 0) return nullptr;  // absent or a hole
+    if (!matched.empty() && entry->segment.parent != matched.back()) return nullptr;
+    matched.push_back(key);
+    return entry;
+  };
+  for (const BlockKey& key : keys) {
+    const SegmentEntry* const entry = match(key);
+    if (entry == nullptr) break;
+    result.segments.push_back(entry->Summarize());
+  }
+  if (tail_key.has_value() && result.segments.size() == keys.size()) {
+    if (const SegmentEntry* const entry = match(*tail_key); entry != nullptr) {
+      result.tail = entry->Summarize();
+    }
+  }
+  // From the last: the touch reaches all ancestors at once.
+  for (auto key = matched.rbegin(); key != matched.rend(); ++key) tree_->Touch(*tree_->Find(*key));
+  StoreMetrics::Add(metrics_->match_hits, matched.size());
+  StoreMetrics::Add(metrics_->match_misses, asked - matched.size());
+  if (lease && !matched.empty()) {
+    ExpireLocked();
+    auto granted = GrantLocked(std::move(matched), lease_ttl);
+    if (!granted.ok()) return granted.status();
+    result.lease = *granted;
+  }
+  return result;
+}
+
+std::vector<std::optional<StoredSegment>> SegmentStore::Get(std::span<const BlockKey> keys) {
+  std::vector<std::optional<StoredSegment>> result(keys.size());
+  std::lock_guard<std::mutex> lock(mutex_);
+  tree_->BeginTouch(clock_());
+  for (size_t i = 0; i < keys.size(); ++i) {
+    SegmentEntry* const entry = tree_->Find(keys[i]);
+    if (entry == nullptr) continue;
+    tree_->Touch(*entry);
+    result[i] = entry->segment;
+  }
+  return result;
+}
+
+absl::StatusOr<SegmentSummary> SegmentStore::Describe(const BlockKey& key) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const SegmentEntry* const entry = tree_->Find(key);
+  if (entry == nullptr) {
+    return absl::NotFoundError(absl::StrCat("segment ", key.ToHex(), " is not stored"));
+  }
+  return entry->Summarize();
+}
+
+absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> batch) {
+  // Before the lock: making room evicts, which takes it.
+  std::vector<MemoryReservation> overhead(batch.size());
+  for (size_t i = 0; i < batch.size(); ++i) {
+    if (batch[i].exact == nullptr && batch[i].compact == nullptr) continue;
+    auto reserved = budget_->TryReserve(kSegmentOverheadBytes);
+    if (!reserved.ok()) return reserved.status();
+    overhead[i] = std::move(*reserved);
+  }
+  std::lock_guard<std::mutex> lock(mutex_);
+  absl::flat_hash_map<BlockKey, const StoredSegment*> earlier;
+  for (const StoredSegment& segment : batch) {
+    const SegmentEntry* const stored = tree_->Find(segment.key);
+    if (stored == nullptr && segment.exact == nullptr && segment.compact == nullptr) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("segment ", segment.index, " is no longer stored; put it again"));
+    }
+    const auto in_batch = earlier.find(segment.parent);
+    const SegmentEntry* const parent = tree_->Find(segment.parent);
+    const StoredSegment* const parent_segment =
+        parent != nullptr ? &parent->segment
+                          : (in_batch != earlier.end() ? in_batch->second : nullptr);
+    if (auto s = CheckParent(segment, parent_segment); !s.ok()) return s;
+    earlier.emplace(segment.key, &segment);
+  }
+  CommitResult result;
+  tree_->BeginTouch(clock_());
+  for (size_t i = 0; i < batch.size(); ++i) {
+    StoredSegment& segment = batch[i];
+    if (SegmentEntry* const entry = tree_->Find(segment.key); entry != nullptr) {
+      ++result.deduplicated;
+      tree_->Touch(*entry);
+      for (const FormPtr& form : {segment.exact, segment.compact}) {
+        if (form == nullptr || entry->segment.form(form->form()) != nullptr) continue;
+        tree_->AddForm(*entry, form);
+        ++result.forms_added;
+      }
+    } else {
+      ++result.stored;
+      result.forms_added += (segment.exact != nullptr) + (segment.compact != nullptr);
+      tree_->Insert(std::move(segment), std::move(overhead[i]));
+    }
+  }
+  StoreMetrics::Add(metrics_->segments_stored, result.stored);
+  StoreMetrics::Add(metrics_->segments_deduplicated, result.deduplicated);
+  return result;
+}
+
+absl::StatusOr<bool> SegmentStore::AddForm(const BlockKey& key, FormPtr form) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  SegmentEntry* const entry = tree_->Find(key);
+  if (entry == nullptr) {
+    return absl::NotFoundError(absl::StrCat("segment ", key.ToHex(), " is not stored"));
+  }
+  if (entry->segment.form(form->form()) != nullptr) return false;
+  tree_->AddForm(*entry, std::move(form));
+  return true;
+}
+
+void SegmentStore::DropDamaged(const BlockKey& key, const FormPtr& form) {
+  SegmentTree::Garbage garbage;
+  std::lock_guard<std::mutex> lock(mutex_);
+  SegmentEntry* const entry = tree_->Find(key);
+  if (entry == nullptr || entry->segment.form(form->form()) != form) return;
+  garbage.forms.push_back(tree_->TakeForm(*entry, form->form()));
+  if (entry->Bytes() == 0 && entry->children == 0 && entry->holds == 0) {
+    tree_->Remove(*entry, garbage);
+  }
+}
+
+absl::StatusOr<DeleteResult> SegmentStore::Delete(std::span<const BlockKey> keys, bool recursive) {
+  SegmentTree::Garbage garbage;  // destroyed after the lock
+  DeleteResult result;
+  std::lock_guard<std::mutex> lock(mutex_);
+  ExpireLocked();
+  std::vector<SegmentEntry*> doomed;
+  absl::flat_hash_set<const SegmentEntry*> seen;
+  for (const BlockKey& key : keys) {
+    SegmentEntry* const entry = tree_->Find(key);
+    if (entry != nullptr && seen.insert(entry).second) doomed.push_back(entry);
+  }
+  for (size_t i = 0; recursive && i < doomed.size(); ++i) {
+    for (SegmentEntry* c = doomed[i]->first_child; c != nullptr; c = c->next_sibling) {
+      if (seen.insert(c).second) doomed.push_back(c);
+    }
+  }
+  for (const SegmentEntry* entry : doomed) {
+    const auto refuse = [&](const char* why) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("segment ", entry->segment.key.ToHex(), " ", why, "; nothing was deleted"));
+    };
+    if (entry->holds > 0) return refuse("is leased or in use by a put");
+    for (const SegmentEntry* c = entry->first_child; c != nullptr; c = c->next_sibling) {
+      if (!seen.contains(c)) return refuse("has segments behind it; delete recursively");
+    }
+  }
+  // Children before parents.
+  std::sort(doomed.begin(), doomed.end(), [](const SegmentEntry* a, const SegmentEntry* b) {
+    return a->segment.index > b->segment.index;
+  });
+  for (SegmentEntry* const entry : doomed) {
+    ++result.segments;
+    result.bytes += entry->Bytes();
+    tree_->Remove(*entry, garbage);
+  }
+  StoreMetrics::Add(metrics_->segments_deleted, result.segments);
+  return result;
+}
+
+absl::StatusOr<Lease> SegmentStore::AcquireLease(std::span<const BlockKey> keys,
+                                                 absl::Duration ttl) {
+  if (auto s = CheckLease(keys.size(), ttl); !s.ok()) return s;
+  std::lock_guard<std::mutex> lock(mutex_);
+  ExpireLocked();
+  for (const BlockKey& key : keys) {
+    if (tree_->Find(key) == nullptr) {
+      return absl::NotFoundError(absl::StrCat("segment ", key.ToHex(), " is not stored"));
+    }
+  }
+  return GrantLocked({keys.begin(), keys.end()}, ttl);
+}
+
+absl::Status SegmentStore::Release(uint64_t lease_id) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  ExpireLocked();
+  const std::vector<BlockKey> keys = leases_.Remove(lease_id);
+  if (keys.empty()) {
+    return absl::NotFoundError(
+        absl::StrCat("there is no lease ", lease_id, "; it may have expired"));
+  }
+  UnholdLocked(keys);
+  return absl::OkStatus();
+}
+
+int64_t SegmentStore::ExpireLeases() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return ExpireLocked();
+}
+
+SegmentPin SegmentStore::Pin(std::span<const BlockKey> keys) {
+  SegmentPin pin;
+  pin.store_ = this;
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const BlockKey& key : keys) {
+    SegmentEntry* const entry = tree_->Find(key);
+    if (entry == nullptr) continue;
+    tree_->Hold(*entry);
+    pin.keys_.push_back(key);
+  }
+  return pin;
+}
+
+int64_t SegmentStore::Evict(int64_t bytes) {
+  SegmentTree::Garbage garbage;  // destroyed after the lock
+  std::lock_guard<std::mutex> lock(mutex_);
+  ExpireLocked();
+  const SegmentTree::Evicted evicted = tree_->Evict(bytes, garbage);
+  StoreMetrics::Add(metrics_->evicted_bytes, evicted.bytes);
+  StoreMetrics::Add(metrics_->evicted_segments, evicted.segments);
+  StoreMetrics::Add(metrics_->evicted_exact_forms, evicted.exact_forms);
+  return evicted.bytes;
+}
+
+StoreStats SegmentStore::Stats() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  StoreStats stats = tree_->stats();
+  stats.leases = leases_.size();
+  return stats;
+}
+
+std::vector<SegmentSummary> SegmentStore::List(int64_t limit) const {
+  std::vector<SegmentSummary> rows;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    rows.reserve(tree_->entries().size());
+    for (const auto& [key, entry] : tree_->entries()) rows.push_back(entry->Summarize());
+  }
+  std::sort(rows.begin(), rows.end(), [](const SegmentSummary& a, const SegmentSummary& b) {
+    return std::tie(a.context->root, a.index, a.key) < std::tie(b.context->root, b.index, b.key);
+  });
+  if (limit > 0 && limit < static_cast<int64_t>(rows.size())) rows.resize(limit);
+  return rows;
+}
+
+absl::StatusOr<Lease> SegmentStore::GrantLocked(std::vector<BlockKey> keys, absl::Duration ttl) {
+  if (leases_.size() >= kMaxLeases) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(kMaxLeases, " leases are held, which is the most; release some"));
+  }
+  for (const BlockKey& key : keys) tree_->Hold(*tree_->Find(key));
+  StoreMetrics::Add(metrics_->leases_granted, 1);
+  return leases_.Add(std::move(keys), clock_() + ttl);
+}
+
+int64_t SegmentStore::ExpireLocked() {
+  const absl::Time now = clock_();
+  int64_t expired = 0;
+  for (auto keys = leases_.RemoveExpired(now); !keys.empty(); keys = leases_.RemoveExpired(now)) {
+    UnholdLocked(keys);
+    ++expired;
+  }
+  StoreMetrics::Add(metrics_->leases_expired, expired);
+  return expired;
+}
+
+void SegmentStore::UnholdLocked(std::span<const BlockKey> keys) {
+  // Present: what is held is never removed.
+  for (const BlockKey& key : keys) tree_->Unhold(*tree_->Find(key));
+}
+
+void SegmentStore::Unpin(std::span<const BlockKey> keys) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  UnholdLocked(keys);
+}
+
+}  // namespace fourierkv
