@@ -1,0 +1,275 @@
+#include "compute/cache/compact_kv_cache.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <thread>
+
+#include "compute/codec/segment_blob.h"
+#include "tests/compute/cache/cache_test_util.h"
+#include "tests/compute/cache/reference_backend.h"
+
+namespace fourierkv {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr int kS = kTestSegment;
+
+class CompactKvCacheTest : public testing::Test {
+ protected:
+  CompactKvCacheTest()
+      : random_(seed_), trace_(__FILE__, __LINE__, "seed " + std::to_string(seed_)) {}
+
+  std::unique_ptr<CompactKvCache> Make(int64_t window) {
+    auto cache =
+        CompactKvCache::Create(layout_, &backend_, {.recent_window = window, .max_tokens = 2000});
+    EXPECT_TRUE(cache.ok()) << cache.status();
+    return *std::move(cache);
+  }
+
+  // A cache of `length` random tokens.
+  std::unique_ptr<CompactKvCache> MakeFull(const TokenKv& kv, int64_t length, int64_t window) {
+    auto cache = Make(window);
+    for (int64_t t = 0; t < length;) {
+      const int n = static_cast<int>(std::min<int64_t>(length - t, 1 + random_() % 200));
+      EXPECT_TRUE(AppendAll(*cache, kv, t, n).ok());
+      t += n;
+    }
+    return cache;
+  }
+
+  std::vector<float> AttendNext(CompactKvCache& cache, int layer, const TokenKv& next,
+                                const std::vector<float>& q) {
+    std::vector<float> out(q.size());
+    EXPECT_TRUE(cache.Append(layer, 1, next.k[layer].data(), next.v[layer].data()).ok());
+    EXPECT_TRUE(cache.Attend(layer, 1, kTestQueryHeads, q.data(), out.data()).ok());
+    return out;
+  }
+
+  const unsigned seed_ = std::random_device()();
+  std::mt19937 random_;
+  testing::ScopedTrace trace_;
+  ReferenceBackend backend_;
+  std::shared_ptr<const ProfileLayout> layout_ = TestLayout();
+};
+
+TEST_F(CompactKvCacheTest, SealsTheOldestSegmentWhenTheRecentWindowIsASegmentTooLong) {
+  auto cache = Make(/*window=*/100);
+  const TokenKv kv = RandomTokens(random_, 1000);
+  for (int t = 0; t < 700; ++t) {
+    ASSERT_TRUE(AppendAll(*cache, kv, t, 1).ok());
+    const CacheStats stats = cache->stats();
+    const int64_t recent = stats.exact_tokens - kS;  // behind the sink
+    ASSERT_EQ(stats.exact_tokens + stats.compact_segments * kS, t + 1);
+    ASSERT_LE(recent, 100 + kS);
+    ASSERT_TRUE(stats.compact_segments == 0 || recent > 100) << recent;
+    ASSERT_EQ(stats.compact_segments, CompactKvCache::CompactSegments(t + 1, kS, 100));
+  }
+  EXPECT_EQ(cache->stats().compact_segments, 3);
+  EXPECT_EQ(backend_.encode_calls, 3) << "one call encodes all layers of a segment";
+}
+
+TEST_F(CompactKvCacheTest, BytesAreThoseOfPayloadsHeadersAndExactTokens) {
+  const TokenKv kv = RandomTokens(random_, 700);
+  auto cache = MakeFull(kv, 700, 100);
+  const int64_t segment =
+      layout_->SegmentPayloadBytes() + 2 * kTestGeometry.layers * int64_t{kBlobHeaderBytes};
+  const CacheStats stats = cache->stats();
+  EXPECT_EQ(stats.compact_bytes, 3 * segment);
+  EXPECT_EQ(stats.exact_bytes, kTestGeometry.DenseBytes(700 - 3 * kS));
+  EXPECT_EQ(stats.dense_bytes, kTestGeometry.DenseBytes(700));
+  EXPECT_EQ(cache->bytes(), stats.compact_bytes + stats.exact_bytes);
+}
+
+TEST_F(CompactKvCacheTest, ResultsDoNotDependOnTheChunks) {
+  const TokenKv kv = RandomTokens(random_, 901);
+  auto whole = Make(64), pieces = MakeFull(kv, 901, 64);
+  ASSERT_TRUE(AppendAll(*whole, kv, 0, 901).ok());
+  EXPECT_EQ(whole->stats().compact_segments, pieces->stats().compact_segments);
+  const TokenKv next = RandomTokens(random_, 1);
+  const auto q = RandomFloats(random_, kTestQueryHeads * kTestGeometry.head_dim);
+  for (int l = 0; l < kTestGeometry.layers; ++l) {
+    EXPECT_EQ(AttendNext(*whole, l, next, q), AttendNext(*pieces, l, next, q));
+  }
+}
+
+TEST_F(CompactKvCacheTest, AttendsOverTheDecodedSegments) {
+  // With every channel resident in 8 bits the compact cache must come close to the dense one.
+  layout_ = TestLayout(0, 0);
+  const TokenKv kv = RandomTokens(random_, 700);
+  auto cache = MakeFull(kv, 700, 100);
+  ASSERT_EQ(cache->stats().compact_segments, 3);
+  auto dense = DenseKvCache::Create(kTestGeometry, &backend_, 1000);
+  ASSERT_TRUE(dense.ok() && AppendAll(**dense, kv, 0, 700).ok());
+  const TokenKv next = RandomTokens(random_, 1);
+  const auto q = RandomFloats(random_, kTestQueryHeads * kTestGeometry.head_dim);
+  const std::vector<float> compact = AttendNext(*cache, 0, next, q);
+  std::vector<float> expected(q.size());
+  ASSERT_TRUE((*dense)->Append(0, 1, next.k[0].data(), next.v[0].data()).ok());
+  ASSERT_TRUE((*dense)->Attend(0, 1, kTestQueryHeads, q.data(), expected.data()).ok());
+  for (size_t i = 0; i < q.size(); ++i) EXPECT_NEAR(compact[i], expected[i], 0.02);
+}
+
+TEST_F(CompactKvCacheTest, AFailedEncodingKeepsTheTokensExact) {
+  auto cache = Make(0);
+  const TokenKv kv = RandomTokens(random_, 400);
+  backend_.encode_status = absl::InvalidArgumentError("K of head 1 is NaN");
+  EXPECT_EQ(AppendAll(*cache, kv, 0, 400), backend_.encode_status);
+  EXPECT_EQ(cache->length(), 400);
+  EXPECT_EQ(cache->stats().exact_tokens, 400);
+  EXPECT_TRUE(cache->TakeSealed().empty());
+  backend_.encode_status = absl::OkStatus();
+  ASSERT_TRUE(AppendAll(*cache, kv, 0, 1).ok());
+  EXPECT_EQ(cache->stats().compact_segments, 2);
+}
+
+TEST_F(CompactKvCacheTest, SealedSegmentsBecomeBlobsThatAnotherCacheTakes) {
+  const TokenKv kv = RandomTokens(random_, 700);
+  auto source = MakeFull(kv, 700, 100);
+  const std::vector<SealedSegment> sealed = source->TakeSealed();
+  ASSERT_EQ(sealed.size(), 3);
+  EXPECT_TRUE(source->TakeSealed().empty());
+  Digest key;
+  key.bytes[5] = 9;
+  for (size_t s = 0; s < sealed.size(); ++s) {
+    EXPECT_EQ(sealed[s].index, s + 1);
+    WriteHeaders(sealed[s], *layout_, key);
+    for (const SealedPart& part : sealed[s].parts) {
+      const auto header = OpenBlob(*part.blob);
+      ASSERT_TRUE(header.ok()) << header.status();
+      EXPECT_EQ(header->block_key, key);
+      EXPECT_EQ(header->first_token, (s + 1) * kS);
+      EXPECT_EQ(header->relative_error, part.relative_error);
+      EXPECT_GT(part.relative_error, 0);
+    }
+  }
+
+  auto filled = Make(100);
+  ASSERT_TRUE(filled->BeginFill({700, 3}, absl::InfiniteFuture()).ok());
+  const TokenKv next = RandomTokens(random_, 1);
+  const auto q = RandomFloats(random_, kTestQueryHeads * kTestGeometry.head_dim);
+  std::thread filler([&] {
+    for (int l = 0; l < kTestGeometry.layers; ++l) {
+      for (int64_t s = 3; s >= 1; --s) {
+        const auto& parts = sealed[s - 1].parts;
+        const absl::Status status = filled->InstallCompact(l, s, SharedBytes::Of(parts[l * 2].blob),
+                                                           SharedBytes::Of(parts[l * 2 + 1].blob));
+        EXPECT_TRUE(status.ok()) << status;
+      }
+      for (const auto& [first, n] : {std::pair{4 * kS, 700 - 4 * kS}, {0, kS}}) {
+        EXPECT_TRUE(filled
+                        ->InstallExact(l, first, n, ByHead(kv.k[l], first, n).data(),
+                                       ByHead(kv.v[l], first, n).data())
+                        .ok());
+      }
+      EXPECT_TRUE(filled->MarkLayerReady(l).ok());
+    }
+  });
+  for (int l = 0; l < kTestGeometry.layers; ++l) {
+    EXPECT_EQ(AttendNext(*filled, l, next, q), AttendNext(*source, l, next, q));
+  }
+  filler.join();
+  ASSERT_TRUE(filled->Advance(1).ok() && source->Advance(1).ok());
+  EXPECT_EQ(filled->bytes(), source->bytes());
+}
+
+TEST_F(CompactKvCacheTest, InstallRefusesBlobsThatWereMadeForAnotherPlace) {
+  const TokenKv kv = RandomTokens(random_, 700);
+  auto source = MakeFull(kv, 700, 100);
+  const std::vector<SealedSegment> sealed = source->TakeSealed();
+  for (const SealedSegment& segment : sealed) WriteHeaders(segment, *layout_, Digest{});
+  const auto blob = [&](int segment, int layer, Part part) {
+    return SharedBytes::Of(sealed[segment - 1].parts[layer * 2 + static_cast<int>(part)].blob);
+  };
+  const SharedBytes k = blob(1, 0, Part::kK), v = blob(1, 0, Part::kV);
+
+  auto cache = Make(100);
+  EXPECT_TRUE(absl::IsFailedPrecondition(cache->InstallCompact(0, 1, k, v)));
+  ASSERT_TRUE(cache->BeginFill({700, 3}, absl::InfiniteFuture()).ok());
+  const auto expect_refused = [&](const absl::Status& status, const std::string& why) {
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(why));
+  };
+  expect_refused(cache->InstallCompact(0, 0, k, v), "segment 0");
+  expect_refused(cache->InstallCompact(0, 4, k, v), "segment 4");
+  expect_refused(cache->InstallCompact(2, 1, k, v), "layer 2");
+  expect_refused(cache->InstallCompact(1, 1, k, v), "belongs to layer 0");
+  expect_refused(cache->InstallCompact(0, 2, k, v), "starts at position 128");
+  expect_refused(cache->InstallCompact(0, 1, v, k), "it holds V");
+
+  std::vector<std::byte> damaged(k.span().begin(), k.span().end());
+  damaged[kBlobHeaderBytes + 3] ^= std::byte{1};
+  const absl::Status damage = cache->InstallCompact(
+      0, 1, SharedBytes::Of(std::make_shared<const std::vector<std::byte>>(damaged)), v);
+  EXPECT_TRUE(absl::IsDataLoss(damage)) << damage;
+  EXPECT_TRUE(absl::IsDataLoss(cache->InstallCompact(0, 1, SharedBytes{}, v)));
+
+  layout_ = TestLayout(0.25, 0.5);
+  auto other_profile = Make(100);
+  ASSERT_TRUE(other_profile->BeginFill({700, 3}, absl::InfiniteFuture()).ok());
+  expect_refused(other_profile->InstallCompact(0, 1, k, v), "another codec profile");
+}
+
+TEST_F(CompactKvCacheTest, InstallTakesBlobsAtOddAddresses) {
+  const TokenKv kv = RandomTokens(random_, 700);
+  const std::vector<SealedSegment> sealed = MakeFull(kv, 700, 100)->TakeSealed();
+  WriteHeaders(sealed[0], *layout_, Digest{});
+  std::vector<SharedBytes> odd;
+  for (int part : {0, 1}) {
+    const std::vector<std::byte>& blob = *sealed[0].parts[part].blob;
+    auto storage = std::make_shared<std::vector<std::byte>>(blob.size() + 1);
+    std::copy(blob.begin(), blob.end(), storage->begin() + 1);
+    odd.push_back({std::shared_ptr<const std::byte>(storage, storage->data() + 1), blob.size()});
+  }
+  auto cache = Make(100);
+  ASSERT_TRUE(cache->BeginFill({700, 1}, absl::InfiniteFuture()).ok());
+  EXPECT_TRUE(cache->InstallCompact(0, 1, odd[0], odd[1]).ok());
+}
+
+TEST_F(CompactKvCacheTest, AFillNeedsEverySegmentAndKeepsExactTokensOutOfTheCompactPart) {
+  const std::vector<uint16_t> kv = RandomKv(random_, 700 * 32);
+  auto cache = Make(100);
+  EXPECT_TRUE(absl::IsInvalidArgument(cache->BeginFill({700, 5}, absl::InfiniteFuture())));
+  ASSERT_TRUE(cache->BeginFill({700, 3}, absl::InfiniteFuture()).ok());
+  for (const auto& [first, n] :
+       {std::pair{kS, 1}, {kS - 1, 2}, {0, 700}, {4 * kS - 1, 1}, {3 * kS, 2 * kS}}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(cache->InstallExact(0, first, n, kv.data(), kv.data())));
+  }
+  ASSERT_TRUE(cache->InstallExact(0, 0, kS, kv.data(), kv.data()).ok());
+  EXPECT_THAT(std::string(cache->MarkLayerReady(0).message()), HasSubstr("position 512"));
+  ASSERT_TRUE(cache->InstallExact(0, 4 * kS, 700 - 4 * kS, kv.data(), kv.data()).ok());
+  EXPECT_THAT(std::string(cache->MarkLayerReady(0).message()), HasSubstr("segment 1"));
+}
+
+TEST_F(CompactKvCacheTest, AFillWithFewerCompactSegmentsIsSealedAtTheNextAdvance) {
+  const TokenKv kv = RandomTokens(random_, 701);
+  auto cache = Make(100);
+  ASSERT_TRUE(cache->BeginFill({700, 0}, absl::InfiniteFuture()).ok());
+  for (int l = 0; l < kTestGeometry.layers; ++l) {
+    ASSERT_TRUE(cache
+                    ->InstallExact(l, 0, 700, ByHead(kv.k[l], 0, 700).data(),
+                                   ByHead(kv.v[l], 0, 700).data())
+                    .ok());
+    ASSERT_TRUE(cache->MarkLayerReady(l).ok());
+  }
+  ASSERT_TRUE(AppendAll(*cache, kv, 700, 1).ok());
+  EXPECT_EQ(cache->stats().compact_segments, 3);
+  auto computed = MakeFull(kv, 701, 100);
+  const TokenKv next = RandomTokens(random_, 1);
+  const auto q = RandomFloats(random_, kTestQueryHeads * kTestGeometry.head_dim);
+  EXPECT_EQ(AttendNext(*cache, 0, next, q), AttendNext(*computed, 0, next, q));
+}
+
+TEST_F(CompactKvCacheTest, CreateBoundsItsOptions) {
+  for (const CompactCacheOptions& options :
+       {CompactCacheOptions{-1, 10}, {int64_t{1} << 21, 10}, {0, 0}, {0, kMaxCacheTokens + 1}}) {
+    EXPECT_TRUE(
+        absl::IsInvalidArgument(CompactKvCache::Create(layout_, &backend_, options).status()));
+  }
+}
+
+}  // namespace
+}  // namespace fourierkv
