@@ -1,0 +1,92 @@
+#include "compute/codec/payload_check.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "compute/base/bfloat16.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr float kLargest = 0x1p100f;  // encoders refuse input beyond 1e30
+
+float LoadBf16(std::span<const std::byte> payload, int64_t at) {
+  return Bf16ToFloat(static_cast<uint16_t>(std::to_integer<unsigned>(payload[at]) |
+                                           std::to_integer<unsigned>(payload[at + 1]) << 8));
+}
+
+// The first of `count` bf16 at `at` that is not from `low` to kLargest, or -1. NaN is not.
+int64_t FindBadBf16(std::span<const std::byte> payload, int64_t at, int64_t count, float low) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = LoadBf16(payload, at + 2 * i);
+    if (!(value >= low && value <= kLargest)) return i;
+  }
+  return -1;
+}
+
+struct Fault {
+  const char* what = nullptr;  // null: none
+  int64_t channel = 0;         // index in the band
+};
+
+Fault FindFault(const BandLayout& band, int segment_tokens, std::span<const std::byte> payload) {
+  const int64_t n = band.size;
+  if (band.bits == 16) {
+    const int64_t bad = FindBadBf16(payload, band.data_offset, n * segment_tokens, -kLargest);
+    return bad < 0 ? Fault{} : Fault{"a value is not finite or too large", bad / segment_tokens};
+  }
+  if (const int64_t bad = FindBadBf16(payload, band.scale_offset, n, 0); bad >= 0) {
+    return {"the scale is negative, not finite or too large", bad};
+  }
+  if (band.spectral()) {
+    const auto c = payload.subspan(band.data_offset, n * band.coefficients);
+    const auto bad = std::find(c.begin(), c.end(), std::byte{0x80});
+    return bad == c.end() ? Fault{} : Fault{"a coefficient is -128", (bad - c.begin()) % n};
+  }
+  const int64_t bad = FindBadBf16(payload, band.zero_offset, n, -kLargest);
+  return bad < 0 ? Fault{} : Fault{"the offset is not finite or too large", bad};
+}
+
+int64_t DataEnd(const BandLayout& band, int segment_tokens) {
+  const int64_t n = band.size;
+  return band.data_offset +
+         (band.spectral() ? n * band.coefficients : n * segment_tokens * band.bits / 8);
+}
+
+int64_t BandStart(const BandLayout& band) {
+  return band.bits == 16 ? band.data_offset : band.scale_offset;
+}
+
+}  // namespace
+
+absl::Status CheckPayload(const PartLayout& layout, std::span<const std::byte> payload) {
+  if (payload.size() != static_cast<uint64_t>(layout.payload_bytes)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "payload has ", payload.size(), " bytes; the profile's layout has ", layout.payload_bytes));
+  }
+  for (int h = 0; h < layout.kv_heads; ++h) {
+    const HeadLayout& head = layout.heads[h];
+    for (size_t b = 0; b < head.bands.size(); ++b) {
+      const BandLayout& band = head.bands[b];
+      const Fault fault = FindFault(band, layout.segment_tokens, payload);
+      if (fault.what != nullptr) {
+        return absl::InvalidArgumentError(absl::StrCat("payload: head ", h, ", band ", b,
+                                                       ", channel ", band.channels[fault.channel],
+                                                       ": ", fault.what));
+      }
+      const int64_t end = DataEnd(band, layout.segment_tokens);
+      const int64_t next =
+          b + 1 < head.bands.size() ? BandStart(head.bands[b + 1]) : head.offset + head.bytes;
+      const auto padding = payload.subspan(end, next - end);
+      if (std::any_of(padding.begin(), padding.end(),
+                      [](std::byte x) { return x != std::byte{0}; })) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("payload: head ", h, ", band ", b, ": padding is not zero"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace fourierkv
