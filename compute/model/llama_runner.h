@@ -22,13 +22,13 @@ struct ForwardOptions {
 
   // Called when the K and V of `layer` are in the cache, before its attention is computed: a
   // prefill worker can send them while the model goes on. A failure stops the pass and is returned.
-  std::function<absl::Status(int layer)> on_layer;
+  std::function<absl::Status(int layer)> on_layer = nullptr;
 
   // Called before on_layer with what the layer computed for n tokens from position `first`, after
   // RoPE: q [n][query_heads][head_dim], k and v [n][kv_heads][head_dim]. For calibration.
   std::function<absl::Status(int layer, int64_t first, int n, const float* q, const float* k,
                              const float* v)>
-      on_qkv;
+      on_qkv = nullptr;
 };
 
 struct ForwardOutput {
