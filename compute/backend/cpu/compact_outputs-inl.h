@@ -1,0 +1,220 @@
+// Outputs of one compact segment: o_F += C_V^T (B^T p), o_R += V_R^T p. Compiled once per
+// instruction set.
+
+#if defined(FOURIERKV_COMPACT_OUTPUTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FOURIERKV_COMPACT_OUTPUTS_INL_H_
+#undef FOURIERKV_COMPACT_OUTPUTS_INL_H_
+#else
+#define FOURIERKV_COMPACT_OUTPUTS_INL_H_
+#endif
+
+#include <algorithm>
+
+#include "compute/backend/cpu/compact_run-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fourierkv::cpu {
+namespace HWY_NAMESPACE {
+
+// coefficients[g][m] = b = sum over tokens of B[t][m] * p[g][t], four m at a time.
+template <int GT>
+HWY_INLINE void ProjectWeights(const ChannelPlan& v, const RunState& state) {
+  const DF d;
+  const int count = v.head.max_coefficients;
+  for (int m0 = 0; m0 < count; m0 += 4) {
+    VF acc[4][GT];
+    const float* column[4];  // columns beyond M repeat the last one and are not used
+    HWY_UNROLL(4)
+    for (int mm = 0; mm < 4; ++mm) {
+      column[mm] = v.layout.basis->column(std::min(m0 + mm, count - 1));
+      HWY_UNROLL(4)
+      for (int g = 0; g < GT; ++g) acc[mm][g] = hn::Zero(d);
+    }
+    for (int t = 0; t < v.tokens; t += kLanes) {
+      VF weight[GT];
+      HWY_UNROLL(4)
+      for (int g = 0; g < GT; ++g) weight[g] = hn::Load(d, state.weights + g * v.tokens + t);
+      HWY_UNROLL(4)
+      for (int mm = 0; mm < 4; ++mm) {
+        const VF basis = hn::LoadU(d, column[mm] + t);
+        HWY_UNROLL(4)
+        for (int g = 0; g < GT; ++g) acc[mm][g] = hn::MulAdd(basis, weight[g], acc[mm][g]);
+      }
+    }
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) {
+      hn::StoreU(SumLanes4(acc[0][g], acc[1][g], acc[2][g], acc[3][g]), D4(),
+                 state.coefficients + g * kCoefficientStride + m0);
+    }
+  }
+}
+
+// linear[g][j] += scale * sum over m of c[m][j] * b[g][m] for XT vectors of channels from x.
+template <int GT, int XT>
+HWY_INLINE void AddSpectralVectors(const ChannelPlan& v, const RunState& state, int b,
+                                   const std::byte* payload, float* linear, int x) {
+  const DF d;
+  const BandLayout& band = v.head.bands[b];
+  const auto* data = reinterpret_cast<const int8_t*>(payload + band.data_offset) + x;
+  const int64_t total = static_cast<int64_t>(band.coefficients) * band.size - x;
+  VF acc[XT][GT];
+  HWY_UNROLL(2)
+  for (int xx = 0; xx < XT; ++xx) {
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) acc[xx][g] = hn::Zero(d);
+  }
+  for (int m = 0; m < band.coefficients; ++m) {
+    const int64_t row = static_cast<int64_t>(m) * band.size;
+    VF weight[GT];
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) {
+      weight[g] = hn::Set(d, state.coefficients[g * kCoefficientStride + m]);
+    }
+    HWY_UNROLL(2)
+    for (int xx = 0; xx < XT; ++xx) {
+      const int64_t at = row + xx * kLanes;
+      const VF c = LoadInt8UpTo(data + at, total - at);
+      HWY_UNROLL(4)
+      for (int g = 0; g < GT; ++g) acc[xx][g] = hn::MulAdd(c, weight[g], acc[xx][g]);
+    }
+  }
+  HWY_UNROLL(2)
+  for (int xx = 0; xx < XT; ++xx) {
+    const int at = v.start[b] + x + xx * kLanes;
+    const VF scale = hn::Load(d, state.v_scale + at);
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) {
+      float* out = linear + g * v.size + at;
+      hn::Store(hn::MulAdd(scale, acc[xx][g], hn::Load(d, out)), d, out);
+    }
+  }
+}
+
+template <int GT>
+HWY_INLINE void AddSpectral(const ChannelPlan& v, const RunState& state, const std::byte* payload,
+                            const std::byte* next, float* linear) {
+  for (int b = 0; b < v.bands && v.head.bands[b].spectral(); ++b) {
+    const BandLayout& band = v.head.bands[b];
+    PrefetchRow(reinterpret_cast<const uint8_t*>(next), band.scale_offset,
+                (static_cast<int64_t>(band.coefficients) + 2) * band.size);
+    int x = 0;
+    for (; x + kLanes < band.size; x += 2 * kLanes) {
+      AddSpectralVectors<GT, 2>(v, state, b, payload, linear, x);
+    }
+    if (x < band.size) AddSpectralVectors<GT, 1>(v, state, b, payload, linear, x);
+  }
+}
+
+// Resident channels handled at once, so that enough independent sums are in flight.
+template <int GT>
+constexpr int kChannelTile = GT == 1 ? 4 : 2;
+
+template <class Format, int GT, int JT, int K = 0>
+HWY_INLINE void AddWeighted(const VU (&words)[JT], const uint8_t* const (&rows)[JT], int i,
+                            int eighth, const float* weights, int tokens, VF (&acc)[JT][GT]) {
+  if constexpr (K < 8) {
+    const DF d;
+    VF weight[GT];
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) {
+      weight[g] = hn::Load(d, weights + g * tokens + K * eighth + i * kLanes);
+    }
+    HWY_UNROLL(4)
+    for (int j = 0; j < JT; ++j) {
+      const VF value = Format::template Value<K>(words[j], rows[j], i, eighth);
+      HWY_UNROLL(4)
+      for (int g = 0; g < GT; ++g) acc[j][g] = hn::MulAdd(value, weight[g], acc[j][g]);
+    }
+    AddWeighted<Format, GT, JT, K + 1>(words, rows, i, eighth, weights, tokens, acc);
+  }
+}
+
+// lanes[j][g] += scale_j * p[g] * values of channel j, for JT channels of the band from j0.
+template <class Format, int GT, int JT>
+HWY_INLINE void AddResidentTile(const ChannelPlan& v, const RunState& state, const BandLayout& band,
+                                const std::byte* payload, const std::byte* next,
+                                const float* scales, float* lanes, int j0) {
+  const DF d;
+  const int eighth = v.tokens / 8;
+  const int64_t row_bytes = static_cast<int64_t>(eighth) * Format::kBits;
+  const uint8_t* rows[JT];
+  VF acc[JT][GT];
+  HWY_UNROLL(4)
+  for (int j = 0; j < JT; ++j) {
+    const int64_t at = band.data_offset + (j0 + j) * row_bytes;
+    rows[j] = reinterpret_cast<const uint8_t*>(payload) + at;
+    PrefetchRow(reinterpret_cast<const uint8_t*>(next), at, row_bytes);
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) acc[j][g] = hn::Zero(d);
+  }
+  for (int i = 0; i < eighth / kLanes; ++i) {
+    VU words[JT];
+    HWY_UNROLL(4)
+    for (int j = 0; j < JT; ++j) words[j] = Format::Begin(rows[j], i);
+    AddWeighted<Format, GT, JT>(words, rows, i, eighth, state.weights, v.tokens, acc);
+  }
+  HWY_UNROLL(4)
+  for (int j = 0; j < JT; ++j) {
+    const VF scale = hn::Set(d, scales[j0 + j]);
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) {
+      float* out = lanes + (static_cast<int64_t>(j0 + j) * state.group + g) * kLanes;
+      hn::Store(hn::MulAdd(scale, acc[j][g], hn::Load(d, out)), d, out);
+    }
+  }
+}
+
+template <class Format, int GT>
+HWY_INLINE void AddResidentBand(const ChannelPlan& v, const RunState& state, int b,
+                                const std::byte* payload, const std::byte* next, int g0) {
+  const BandLayout& band = v.head.bands[b];
+  const float* scales = state.v_scale + v.start[b];
+  float* lanes = state.lanes +
+                 (static_cast<int64_t>(v.start[b] - v.resident_start) * state.group + g0) * kLanes;
+  constexpr int kTile = kChannelTile<GT>;
+  int j = 0;
+  for (; j + kTile <= band.size; j += kTile) {
+    AddResidentTile<Format, GT, kTile>(v, state, band, payload, next, scales, lanes, j);
+  }
+  for (; j < band.size; ++j) {
+    AddResidentTile<Format, GT, 1>(v, state, band, payload, next, scales, lanes, j);
+  }
+}
+
+// Adds the segment's values, weighted by state.weights (whose sums are `sums`), to query heads g0
+// ...
+template <int GT>
+HWY_INLINE void SegmentOutputs(const ChannelPlan& v, const RunState& state, int g0,
+                               const float* sums, const std::byte* payload, const std::byte* next) {
+  const DF d;
+  float* linear = state.linear + static_cast<int64_t>(g0) * v.size;
+  if (v.head.max_coefficients > 0) {
+    ProjectWeights<GT>(v, state);
+    AddSpectral<GT>(v, state, payload, next, linear);
+  }
+  for (int x = v.resident_start; x < v.size; x += kLanes) {
+    const VF offset = hn::Load(d, state.v_offset + x);
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) {
+      float* out = linear + g * v.size + x;
+      hn::Store(hn::MulAdd(offset, hn::Set(d, sums[g]), hn::Load(d, out)), d, out);
+    }
+  }
+  for (int b = 0; b < v.bands; ++b) {
+    const BandLayout& band = v.head.bands[b];
+    if (band.spectral()) continue;
+    if (band.bits == 4) {
+      AddResidentBand<NibbleFormat, GT>(v, state, b, payload, next, g0);
+    } else if (band.bits == 8) {
+      AddResidentBand<ByteFormat, GT>(v, state, b, payload, next, g0);
+    } else {
+      AddResidentBand<Bf16Format, GT>(v, state, b, payload, next, g0);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace fourierkv::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

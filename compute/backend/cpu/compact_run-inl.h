@@ -1,0 +1,143 @@
+// Shared by the two halves of the compact attention kernel: where a head's channels stand, what is
+// kept over the segments of a run, and the formats of resident channels. Compiled once per
+// instruction set.
+
+#if defined(FOURIERKV_COMPACT_RUN_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FOURIERKV_COMPACT_RUN_INL_H_
+#undef FOURIERKV_COMPACT_RUN_INL_H_
+#else
+#define FOURIERKV_COMPACT_RUN_INL_H_
+#endif
+
+#include "compute/backend/cpu/kernels.h"
+#include "compute/backend/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fourierkv::cpu {
+namespace HWY_NAMESPACE {
+
+// Query heads handled at once, which share the unpacking of integers.
+constexpr int kMaxGroupTile = 4;
+// Floats between the coefficient rows of two query heads: the largest M of a profile.
+constexpr int kCoefficientStride = 64;
+
+// Where a head's channels stand in arrays over channels: bands in order, each padded to whole
+// vectors.
+struct ChannelPlan {
+  ChannelPlan(const PartLayout& part, int head_index, ScratchArena& arena)
+      : layout(part),
+        head(part.heads[head_index]),
+        bands(static_cast<int>(head.bands.size())),
+        start(arena.Take<int>(bands + 1)),
+        tokens(part.segment_tokens) {
+    for (int b = 0; b < bands; ++b) {
+      start[b] = size;
+      size += RoundUpToLanes(head.bands[b].size);
+      if (head.bands[b].spectral()) resident_start = size;
+    }
+  }
+
+  const PartLayout& layout;
+  const HeadLayout& head;
+  int bands;
+  int* start;              // of each band
+  int tokens;              // S
+  int size = 0;            // of an array over channels
+  int resident_start = 0;  // where the spectral bands end
+};
+
+// What a run keeps from segment to segment, and scratch of one segment and tile of query heads.
+struct RunState {
+  int group = 0;
+  float* q = nullptr;       // [group][k.size], 0 in the padding
+  float* max = nullptr;     // [group]
+  float* sum = nullptr;     // [group]
+  float* linear = nullptr;  // [group][v.size]: spectral channels, and the residents' offset terms
+  float* lanes =
+      nullptr;  // [v.size - v.resident_start][group][kLanes]: residents, lanes not yet summed
+
+  float* k_scale = nullptr;  // [k.size]; offsets are 0 for spectral channels
+  float* k_offset = nullptr;
+  float* v_scale = nullptr;  // [v.size]
+  float* v_offset = nullptr;
+  float* scaled_q = nullptr;      // [kMaxGroupTile][k.size]
+  float* weights = nullptr;       // [kMaxGroupTile][S]: scores, then weights
+  float* coefficients = nullptr;  // [kMaxGroupTile][kCoefficientStride]: a, then b
+};
+
+// The resident formats. Tokens come as S / (8 * kLanes) steps of 8 vectors: vector K of step i
+// holds tokens K * S/8 + i * kLanes and up. The stored value is scale * Value + offset as
+// ExpandScales gives them.
+struct NibbleFormat {
+  static constexpr int kBits = 4;
+  static HWY_INLINE VU Begin(const uint8_t* row, int i) {
+    return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(row) + i * kLanes);
+  }
+  // 1 + n / 16: the nibble is moved to the top of a float's mantissa, which spares the conversion.
+  template <int K>
+  static HWY_INLINE VF Value(VU words, const uint8_t*, int, int) {
+    const DU d;
+    VU moved;
+    if constexpr (4 * K <= 19) {
+      moved = hn::ShiftLeft<19 - 4 * K>(words);
+    } else {
+      moved = hn::ShiftRight<4 * K - 19>(words);
+    }
+    return hn::BitCast(DF(), hn::OrAnd(hn::Set(d, 0x3f800000u), moved, hn::Set(d, 0x00780000u)));
+  }
+};
+
+struct ByteFormat {
+  static constexpr int kBits = 8;
+  static HWY_INLINE VU Begin(const uint8_t*, int) { return hn::Zero(DU()); }
+  template <int K>
+  static HWY_INLINE VF Value(VU, const uint8_t* row, int i, int eighth) {
+    const hn::Rebind<uint8_t, DI> d8;
+    return hn::ConvertTo(DF(), hn::PromoteTo(DI(), hn::LoadU(d8, row + K * eighth + i * kLanes)));
+  }
+};
+
+struct Bf16Format {
+  static constexpr int kBits = 16;
+  static HWY_INLINE VU Begin(const uint8_t*, int) { return hn::Zero(DU()); }
+  template <int K>
+  static HWY_INLINE VF Value(VU, const uint8_t* row, int i, int eighth) {
+    return LoadBf16(reinterpret_cast<const uint16_t*>(row) + K * eighth + i * kLanes);
+  }
+};
+
+// Scales and offsets of a segment's channels as floats, adjusted to the formats above.
+static void ExpandScales(const ChannelPlan& plan, const std::byte* payload, float* scale,
+                         float* offset) {
+  const DF d;
+  for (int b = 0; b < plan.bands; ++b) {
+    const BandLayout& band = plan.head.bands[b];
+    const auto* scales = reinterpret_cast<const uint16_t*>(payload + band.scale_offset);
+    const auto* zeros = reinterpret_cast<const uint16_t*>(payload + band.zero_offset);
+    for (int x = 0; x < band.size; x += kLanes) {
+      VF s = hn::Set(d, 1.0f);
+      VF o = hn::Zero(d);
+      if (band.bits != 16) s = LoadBf16UpTo(scales + x, band.size - x);
+      if (!band.spectral() && band.bits != 16) o = LoadBf16UpTo(zeros + x, band.size - x);
+      if (!band.spectral() && band.bits == 4) {
+        s = hn::Mul(s, hn::Set(d, 16.0f));
+        o = hn::Sub(o, s);
+      }
+      hn::Store(s, d, scale + plan.start[b] + x);
+      hn::Store(o, d, offset + plan.start[b] + x);
+    }
+  }
+}
+
+// Rows are read in order; asking for the next segment's row meanwhile hides memory latency, which
+// the hardware cannot do because segments are separate allocations. `next` may be null.
+static HWY_INLINE void PrefetchRow(const uint8_t* next, int64_t at, int64_t bytes) {
+  if (next == nullptr) return;
+  for (int64_t i = 0; i < bytes; i += 64) hwy::Prefetch(next + at + i);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace fourierkv::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

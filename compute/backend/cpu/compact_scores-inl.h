@@ -1,0 +1,196 @@
+// Scores of one compact segment: s = B (C_K q_F) + K_R q_R. Compiled once per instruction set.
+
+#if defined(FOURIERKV_COMPACT_SCORES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FOURIERKV_COMPACT_SCORES_INL_H_
+#undef FOURIERKV_COMPACT_SCORES_INL_H_
+#else
+#define FOURIERKV_COMPACT_SCORES_INL_H_
+#endif
+
+#include <algorithm>
+
+#include "compute/backend/cpu/compact_run-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fourierkv::cpu {
+namespace HWY_NAMESPACE {
+
+// scaled_q = q * scale; constant[g] = sum of q * offset.
+template <int GT>
+HWY_INLINE void ScaleQueries(const ChannelPlan& k, const RunState& state, const float* q,
+                             float* constant) {
+  const DF d;
+  VF sums[GT];
+  HWY_UNROLL(4)
+  for (int g = 0; g < GT; ++g) sums[g] = hn::Zero(d);
+  for (int x = 0; x < k.size; x += kLanes) {
+    const VF scale = hn::Load(d, state.k_scale + x);
+    const VF offset = hn::Load(d, state.k_offset + x);
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) {
+      const VF value = hn::Load(d, q + g * k.size + x);
+      hn::Store(hn::Mul(value, scale), d, state.scaled_q + g * k.size + x);
+      sums[g] = hn::MulAdd(value, offset, sums[g]);
+    }
+  }
+  for (int g = 0; g < GT; ++g) constant[g] = SumLanes(sums[g]);
+}
+
+// coefficients[g][m] = a = sum over spectral channels j of c[m][j] * scaled_q[g][j], four m at a
+// time.
+template <int GT>
+HWY_INLINE void ProjectQueries(const ChannelPlan& k, const RunState& state,
+                               const std::byte* payload, const std::byte* next) {
+  const DF d;
+  for (int g = 0; g < GT; ++g) {
+    std::fill_n(state.coefficients + g * kCoefficientStride, k.head.max_coefficients, 0.0f);
+  }
+  for (int b = 0; b < k.bands && k.head.bands[b].spectral(); ++b) {
+    const BandLayout& band = k.head.bands[b];
+    const auto* data = reinterpret_cast<const int8_t*>(payload + band.data_offset);
+    const int64_t total = static_cast<int64_t>(band.coefficients) * band.size;
+    PrefetchRow(reinterpret_cast<const uint8_t*>(next), band.scale_offset, total + 2 * band.size);
+    for (int m0 = 0; m0 < band.coefficients; m0 += 4) {
+      VF acc[4][GT];
+      int64_t row[4];  // rows beyond M repeat the last one and are not used
+      HWY_UNROLL(4)
+      for (int mm = 0; mm < 4; ++mm) {
+        row[mm] = static_cast<int64_t>(std::min(m0 + mm, band.coefficients - 1)) * band.size;
+        HWY_UNROLL(4)
+        for (int g = 0; g < GT; ++g) acc[mm][g] = hn::Zero(d);
+      }
+      for (int x = 0; x < band.size; x += kLanes) {
+        const float* q = state.scaled_q + k.start[b] + x;
+        HWY_UNROLL(4)
+        for (int mm = 0; mm < 4; ++mm) {
+          const VF c = LoadInt8UpTo(data + row[mm] + x, total - row[mm] - x);
+          HWY_UNROLL(4)
+          for (int g = 0; g < GT; ++g) {
+            acc[mm][g] = hn::MulAdd(c, hn::Load(d, q + g * k.size), acc[mm][g]);
+          }
+        }
+      }
+      for (int g = 0; g < GT; ++g) {
+        HWY_ALIGN float sums[4];
+        hn::Store(SumLanes4(acc[0][g], acc[1][g], acc[2][g], acc[3][g]), D4(), sums);
+        float* a = state.coefficients + g * kCoefficientStride + m0;
+        for (int mm = 0; mm < std::min(4, band.coefficients - m0); ++mm) a[mm] += sums[mm];
+      }
+    }
+  }
+}
+
+// Vectors of tokens that one pass keeps in registers, times GT query heads.
+template <int GT>
+constexpr int kScoreVectors = kVectorRegisters == 32 ? (GT <= 2 ? 8 : 4) : (GT <= 2 ? 4 : 2);
+
+template <int GT>
+using ScoreTile = VF[kScoreVectors<GT>][GT];
+
+// The compile-time vector number K0 + i of a pass that starts at vector K0.
+template <class Format, int GT, int K0, int I = 0>
+HWY_INLINE void AddValues(VU words, const uint8_t* row, int i, int eighth, const VF (&q)[GT],
+                          ScoreTile<GT>& acc) {
+  if constexpr (I < kScoreVectors<GT>) {
+    const VF value = Format::template Value<K0 + I>(words, row, i, eighth);
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) acc[I][g] = hn::MulAdd(value, q[g], acc[I][g]);
+    AddValues<Format, GT, K0, I + 1>(words, row, i, eighth, q, acc);
+  }
+}
+
+template <class Format, int GT, int K0>
+HWY_INLINE void AddResidents(const BandLayout& band, const std::byte* payload,
+                             const std::byte* next, const float* q, int q_stride, int i, int eighth,
+                             ScoreTile<GT>& acc) {
+  const DF d;
+  const int64_t row_bytes = static_cast<int64_t>(eighth) * Format::kBits;
+  const uint8_t* row = reinterpret_cast<const uint8_t*>(payload) + band.data_offset;
+  const bool prefetch = K0 == 0 && i == 0;
+  for (int j = 0; j < band.size; ++j, row += row_bytes) {
+    if (prefetch) {
+      PrefetchRow(reinterpret_cast<const uint8_t*>(next), band.data_offset + j * row_bytes,
+                  row_bytes);
+    }
+    VF weight[GT];
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) weight[g] = hn::Set(d, q[g * q_stride + j]);
+    AddValues<Format, GT, K0>(Format::Begin(row, i), row, i, eighth, weight, acc);
+  }
+}
+
+// Scores of vectors K0 ... of step i.
+template <int GT, int K0>
+HWY_INLINE void ScorePass(const ChannelPlan& k, const RunState& state, const std::byte* payload,
+                          const std::byte* next, const float* constant, int i) {
+  constexpr int kVectors = kScoreVectors<GT>;
+  const DF d;
+  const int eighth = k.tokens / 8;
+  ScoreTile<GT> acc;
+  HWY_UNROLL(8)
+  for (int v = 0; v < kVectors; ++v) {
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) acc[v][g] = hn::Set(d, constant[g]);
+  }
+  const int first = K0 * eighth + i * kLanes;
+  for (int m = 0; m < k.head.max_coefficients; ++m) {
+    const float* column = k.layout.basis->column(m) + first;
+    VF a[GT];
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) {
+      a[g] = hn::Set(d, state.coefficients[g * kCoefficientStride + m]);
+    }
+    HWY_UNROLL(8)
+    for (int v = 0; v < kVectors; ++v) {
+      const VF basis = hn::LoadU(d, column + v * eighth);
+      HWY_UNROLL(4)
+      for (int g = 0; g < GT; ++g) acc[v][g] = hn::MulAdd(basis, a[g], acc[v][g]);
+    }
+  }
+  for (int b = 0; b < k.bands; ++b) {
+    const BandLayout& band = k.head.bands[b];
+    if (band.spectral()) continue;
+    const float* q = state.scaled_q + k.start[b];
+    if (band.bits == 4) {
+      AddResidents<NibbleFormat, GT, K0>(band, payload, next, q, k.size, i, eighth, acc);
+    } else if (band.bits == 8) {
+      AddResidents<ByteFormat, GT, K0>(band, payload, next, q, k.size, i, eighth, acc);
+    } else {
+      AddResidents<Bf16Format, GT, K0>(band, payload, next, q, k.size, i, eighth, acc);
+    }
+  }
+  HWY_UNROLL(8)
+  for (int v = 0; v < kVectors; ++v) {
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) {
+      hn::Store(acc[v][g], d, state.weights + g * k.tokens + first + v * eighth);
+    }
+  }
+}
+
+template <int GT, int K0 = 0>
+HWY_INLINE void ScorePasses(const ChannelPlan& k, const RunState& state, const std::byte* payload,
+                            const std::byte* next, const float* constant, int i) {
+  if constexpr (K0 < 8) {
+    ScorePass<GT, K0>(k, state, payload, next, constant, i);
+    ScorePasses<GT, K0 + kScoreVectors<GT>>(k, state, payload, next, constant, i);
+  }
+}
+
+// state.weights[g] = scores of query heads q[g] (rows of state.q), in units of log 2.
+template <int GT>
+HWY_INLINE void SegmentScores(const ChannelPlan& k, const RunState& state, const float* q,
+                              const std::byte* payload, const std::byte* next) {
+  float constant[GT];
+  ScaleQueries<GT>(k, state, q, constant);
+  ProjectQueries<GT>(k, state, payload, next);
+  for (int i = 0; i < k.tokens / 8 / kLanes; ++i) {
+    ScorePasses<GT>(k, state, payload, next, constant, i);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace fourierkv::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

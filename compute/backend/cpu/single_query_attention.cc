@@ -1,0 +1,142 @@
+// Attention of one query token, split over KV heads and runs of blocks.
+//
+// The split depends on the cache alone, never on the number of threads: results are the same bits
+// for any number of them.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <vector>
+
+#include "compute/backend/cpu/cpu_backend.h"
+#include "compute/backend/cpu/kernels.h"
+
+namespace fourierkv::cpu {
+namespace {
+
+// Long enough to make starting and merging a run negligible, short enough to occupy many threads.
+constexpr int64_t kCompactRunTokens = 4096;
+constexpr int64_t kExactRunTokens = 2048;
+
+// Tokens [begin, begin + tokens) of an exact block.
+struct Piece {
+  const ExactBlock* block;
+  int64_t begin;
+  int64_t tokens;
+};
+
+// Either blocks [first, last) of the compact ones or pieces [first, last).
+struct Run {
+  bool exact;
+  int64_t first;
+  int64_t last;
+};
+
+// Cuts exact blocks into pieces of at most a run's length and groups short ones.
+void PlanExactRuns(std::span<const ExactBlock> blocks, std::vector<Piece>* pieces,
+                   std::vector<Run>* runs) {
+  int64_t first = 0;
+  int64_t tokens = 0;
+  const auto finish = [&] {
+    const auto last = static_cast<int64_t>(pieces->size());
+    if (last > first) runs->push_back({true, first, last});
+    first = last;
+    tokens = 0;
+  };
+  for (const ExactBlock& block : blocks) {
+    for (int64_t begin = 0; begin < block.tokens;) {
+      const int64_t count = std::min(block.tokens - begin, kExactRunTokens - tokens);
+      pieces->push_back({&block, begin, count});
+      begin += count;
+      tokens += count;
+      if (tokens == kExactRunTokens) finish();
+    }
+  }
+  finish();
+}
+
+void PlanCompactRuns(const LayerKv& kv, std::vector<Run>* runs) {
+  if (kv.compact.empty()) return;
+  const auto blocks = static_cast<int64_t>(kv.compact.size());
+  const int64_t step = std::max<int64_t>(1, kCompactRunTokens / kv.k_layout->segment_tokens);
+  for (int64_t first = 0; first < blocks; first += step) {
+    runs->push_back({false, first, std::min(first + step, blocks)});
+  }
+}
+
+void AttendRun(const LayerKv& kv, const Run& run, const std::vector<Piece>& pieces, int head,
+               int group, const float* q, ScratchArena& arena, const Partial& partial) {
+  if (!run.exact) {
+    AttendCompactRun({kv.k_layout, kv.v_layout, head, group, q,
+                      kv.compact.subspan(run.first, run.last - run.first)},
+                     arena, partial);
+    return;
+  }
+  auto* of_head = arena.Take<ExactPiece>(run.last - run.first);
+  for (int64_t i = run.first; i < run.last; ++i) {
+    const Piece& piece = pieces[i];
+    const int64_t offset = head * piece.block->head_stride + piece.begin * kv.head_dim;
+    of_head[i - run.first] = {piece.block->k + offset, piece.block->v + offset, piece.tokens};
+  }
+  AttendExactRun(
+      {kv.dtype, kv.head_dim, group, q, {of_head, static_cast<size_t>(run.last - run.first)}},
+      arena, partial);
+}
+
+// Merges what the runs found for one query head.
+void Merge(std::span<const Partial> partials, int g, int head_dim, float* out, float* lse) {
+  float max = -std::numeric_limits<float>::infinity();
+  for (const Partial& partial : partials) max = std::max(max, partial.max[g]);
+  float sum = 0;
+  std::fill_n(out, head_dim, 0.0f);
+  for (const Partial& partial : partials) {
+    const float weight = std::exp2(partial.max[g] - max);
+    sum += weight * partial.sum[g];
+    const float* from = partial.out + static_cast<int64_t>(g) * head_dim;
+    for (int c = 0; c < head_dim; ++c) out[c] += weight * from[c];
+  }
+  for (int c = 0; c < head_dim; ++c) out[c] /= sum;
+  if (lse != nullptr) *lse = std::numbers::ln2_v<float> * (max + std::log2(sum));
+}
+
+}  // namespace
+
+void AttendSingleQuery(const AttentionArgs& args, Workers& workers) {
+  const LayerKv& kv = args.kv;
+  const int group = args.query_heads / kv.kv_heads;
+  std::vector<Piece> pieces;
+  std::vector<Run> runs;
+  PlanExactRuns(kv.exact, &pieces, &runs);  // first, because they take longest
+  PlanCompactRuns(kv, &runs);
+
+  workers.shared.Reset();
+  const int64_t q_size = static_cast<int64_t>(args.query_heads) * kv.head_dim;
+  float* q = workers.shared.Take<float>(q_size);
+  const float factor = args.scale * std::numbers::log2e_v<float>;
+  for (int64_t i = 0; i < q_size; ++i) q[i] = args.q[i] * factor;
+
+  // partials[head * runs + run]
+  const auto run_count = static_cast<int64_t>(runs.size());
+  const int64_t tasks = run_count * kv.kv_heads;
+  std::vector<Partial> partials(tasks);
+  for (Partial& partial : partials) {
+    partial.out = workers.shared.Take<float>(static_cast<int64_t>(group) * kv.head_dim);
+    partial.max = workers.shared.Take<float>(group);
+    partial.sum = workers.shared.Take<float>(group);
+  }
+  workers.pool.ParallelFor(tasks, [&](int64_t i, int thread) {
+    const int64_t run = i / kv.kv_heads;
+    const int head = static_cast<int>(i % kv.kv_heads);
+    AttendRun(kv, runs[run], pieces, head, group,
+              q + static_cast<int64_t>(head) * group * kv.head_dim, workers.Scratch(thread),
+              partials[head * run_count + run]);
+  });
+  for (int h = 0; h < args.query_heads; ++h) {
+    Merge({partials.data() + h / group * run_count, static_cast<size_t>(run_count)}, h % group,
+          kv.head_dim, args.out + static_cast<int64_t>(h) * kv.head_dim,
+          args.lse == nullptr ? nullptr : args.lse + h);
+  }
+}
+
+}  // namespace fourierkv::cpu
