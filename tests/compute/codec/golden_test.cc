@@ -86,5 +86,20 @@ TEST_F(Golden, DecodesToTheInputWithinTheErrorThatTheHeaderStates) {
   EXPECT_NEAR(OpenBlob(AsBytes(blob_))->relative_error, std::sqrt(error / energy), 1e-6);
 }
 
+// The numbers that docs/format.md walks through.
+TEST_F(Golden, WorkedExampleDecodesAsDocumented) {
+  const std::vector<double> decoded = reference::DecodePart(part_, AsBytes(payload_));
+  const auto at = [&](int t, int d) { return decoded[t * 16 + d]; };
+  EXPECT_NEAR(at(64, 0), 0.7358, 5e-5);
+  EXPECT_NEAR(at(16, 3), 3.0176, 5e-5);
+  EXPECT_NEAR(at(0, 6), -1.8829, 5e-5);
+  EXPECT_EQ(at(0, 7), -1.6875);
+  EXPECT_EQ(GoldenSixteenths(64, 0) / 16.0, 0.75);
+  EXPECT_EQ(GoldenSixteenths(16, 3) / 16.0, 2.9375);
+  EXPECT_EQ(GoldenSixteenths(0, 6) / 16.0, -1.875);
+  EXPECT_NEAR(OpenBlob(AsBytes(blob_))->relative_error, 0.05625, 5e-6);
+  EXPECT_EQ(blob_.substr(88, 8), "\x25\xb1\x0c\x28\xb3\xe6\x25\x45");
+}
+
 }  // namespace
 }  // namespace fourierkv
