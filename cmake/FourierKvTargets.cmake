@@ -17,6 +17,8 @@ find_path(NLOHMANN_JSON_INCLUDE_DIR nlohmann/json.hpp REQUIRED)
 
 add_library(fourierkv_options INTERFACE)
 target_include_directories(fourierkv_options INTERFACE ${PROJECT_SOURCE_DIR})
+target_compile_definitions(fourierkv_options INTERFACE
+  FOURIERKV_VERSION="${PROJECT_VERSION}")
 target_compile_options(fourierkv_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-sign-compare>)
 if(FOURIERKV_WERROR)

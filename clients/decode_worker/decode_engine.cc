@@ -1,0 +1,190 @@
+#include "clients/decode_worker/decode_engine.h"
+
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "clients/decode_worker/sealed_upload.h"
+#include "clients/worker/prefix_fetch.h"
+#include "clients/worker/prefix_plan.h"
+#include "compute/base/structured_log.h"
+#include "compute/cache/compact_kv_cache.h"
+#include "compute/model/llama_runner.h"
+#include "proto/support/convert.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr absl::Duration kLease = absl::Minutes(5);
+constexpr absl::Duration kUploadTimeout = absl::Seconds(10);
+
+// One generation.
+class Decode {
+ public:
+  Decode(const WorkerRuntime& runtime, const GenerateTask& task)
+      : runtime_(runtime),
+        task_(task),
+        begun_(absl::Now()),
+        tokens_(task.tokens),
+        prompt_tokens_(static_cast<int64_t>(task.tokens.size())),
+        runner_(runtime.model(), runtime.pool()) {}
+
+  absl::StatusOr<v1::GenerateResult> Run() {
+    absl::StatusOr<Sampler> sampler = Sampler::Create(task_.sampling);
+    if (!sampler.ok()) return sampler.status();
+    absl::StatusOr<v1::MatchPrefixResponse> match = Match();
+    if (!match.ok()) {
+      // Without the service everything can still be computed.
+      Log(LogLevel::kWarning, "decode.match_failed", {{"status", match.status()}});
+      match = v1::MatchPrefixResponse();
+    }
+    ForwardOutput out;
+    absl::Status status = RunPrompt(*match, &out);
+    if (!status.ok() && result_.reused_tokens() > 0 && absl::Now() < task_.deadline) {
+      Log(LogLevel::kWarning, "decode.fetch_failed", {{"status", status}});
+      status = RunPrompt(v1::MatchPrefixResponse(), &out);
+    }
+    if (match->lease_id() != 0) {
+      runtime_.kv().Release(match->lease_id(), absl::Now() + absl::Seconds(5)).IgnoreError();
+    }
+    if (!status.ok()) return status;
+    if (absl::Status s = Generate(*sampler, out); !s.ok()) return s;
+    StoreSealed();
+    return std::move(result_);
+  }
+
+ private:
+  absl::StatusOr<v1::MatchPrefixResponse> Match() const {
+    // A prefix that was prefilled on its own has a tail, which only matches as the last segment.
+    const bool own_tail = task_.prefilled_tokens % runtime_.segment_tokens() != 0;
+    absl::StatusOr<v1::MatchPrefixResponse> match =
+        MatchTokens(own_tail ? task_.prefilled_tokens : prompt_tokens_);
+    if (own_tail && match.ok() && match->matched_tokens() < task_.prefilled_tokens) {
+      runtime_.kv().Release(match->lease_id(), task_.deadline).IgnoreError();
+      match = MatchTokens(prompt_tokens_);
+    }
+    return match;
+  }
+
+  absl::StatusOr<v1::MatchPrefixResponse> MatchTokens(int64_t count) const {
+    v1::MatchPrefixRequest request;
+    *request.mutable_namespace_() = runtime_.ns(task_.mode);
+    request.mutable_token_ids()->Assign(tokens_.begin(), tokens_.begin() + count);
+    *request.mutable_lease_ttl() = ToProto(kLease);
+    return runtime_.kv().MatchPrefix(request, task_.deadline);
+  }
+
+  // Fetches what `match` offers and computes the rest of the prompt. Starts anew if called again.
+  absl::Status RunPrompt(const v1::MatchPrefixResponse& match, ForwardOutput* out) {
+    fetch_.reset();
+    absl::StatusOr<std::unique_ptr<FillableKvCache>> cache =
+        runtime_.NewCache(task_.mode, prompt_tokens_ + task_.max_new_tokens, task_.recent_window);
+    if (!cache.ok()) return cache.status();
+    cache_ = *std::move(cache);
+    PrefixPolicy policy;
+    policy.mode = task_.mode;
+    policy.segment_tokens = runtime_.segment_tokens();
+    policy.recent_window = task_.recent_window;
+    policy.sequence_tokens = prompt_tokens_;
+    policy.max_reused = prompt_tokens_ - 1;  // the last token is computed, for its logits
+    PrefixPlan plan = PlanPrefix(match, policy);
+    const int64_t reused = plan.fill.length;
+    result_.set_reused_tokens(reused);
+    result_.set_computed_tokens(prompt_tokens_ - reused);
+    if (!plan.empty()) {
+      absl::StatusOr<std::unique_ptr<PrefixFetch>> started = PrefixFetch::Start(
+          &runtime_.kv(), std::move(plan), cache_.get(), compact_cache(), task_.deadline);
+      if (!started.ok()) return started.status();
+      fetch_ = *std::move(started);
+    }
+    const absl::Status status = Prefill(runner_, std::span(tokens_).subspan(reused), *cache_, out);
+    if (fetch_ != nullptr) {
+      if (absl::Status s = fetch_->Wait(); !s.ok()) return s;
+      result_.set_payload_bytes_fetched(fetch_->payload_bytes());
+      *result_.mutable_fetch_time() = ToProto(fetch_->duration());
+    } else {
+      result_.clear_payload_bytes_fetched();
+      result_.clear_fetch_time();
+    }
+    return status;
+  }
+
+  absl::Status Generate(Sampler& sampler, ForwardOutput& out) {
+    result_.set_prompt_tokens(prompt_tokens_);
+    result_.set_finish_reason(v1::FINISH_REASON_LENGTH);
+    absl::Time first_token;
+    for (int made = 0; made < task_.max_new_tokens; ++made) {
+      if (made > 0) {
+        const int32_t last = tokens_.back();
+        if (absl::Status s = runner_.Forward({&last, 1}, *cache_, &out); !s.ok()) return s;
+      }
+      absl::StatusOr<SampledToken> token = sampler.Next(out.logits);
+      if (!token.ok()) return token.status();
+      if (made == 0) {
+        first_token = absl::Now();
+        *result_.mutable_time_to_first_token() = ToProto(first_token - begun_);
+      }
+      if (IsStop(token->token)) {
+        result_.set_finish_reason(v1::FINISH_REASON_STOP);
+        break;
+      }
+      tokens_.push_back(token->token);
+      result_.set_new_tokens(result_.new_tokens() + 1);
+      if (task_.on_token && !task_.on_token(*token)) {
+        return absl::CancelledError("the caller is gone");
+      }
+      if (absl::Now() > task_.deadline) return absl::DeadlineExceededError("while generating");
+    }
+    *result_.mutable_decode_time() = ToProto(absl::Now() - first_token);
+    const CacheStats stats = cache_->stats();
+    result_.set_cache_exact_bytes(stats.exact_bytes);
+    result_.set_cache_compact_bytes(stats.compact_bytes);
+    result_.set_cache_dense_equivalent_bytes(stats.dense_bytes);
+    return absl::OkStatus();
+  }
+
+  bool IsStop(int32_t token) const {
+    const std::vector<int>& eos = runtime_.model()->config().eos_token_ids;
+    return std::find(eos.begin(), eos.end(), token) != eos.end() ||
+           std::find(task_.stop_tokens.begin(), task_.stop_tokens.end(), token) !=
+               task_.stop_tokens.end();
+  }
+
+  // A gain for later requests only: failure is logged, and the answer stands.
+  void StoreSealed() {
+    if (compact_cache() == nullptr) return;
+    const std::vector<SealedSegment> sealed = compact_cache()->TakeSealed();
+    result_.set_sealed_segments(static_cast<uint32_t>(sealed.size()));
+    if (sealed.empty()) return;
+    absl::StatusOr<uint32_t> stored = UploadSealed(
+        runtime_, sealed, tokens_, std::min(task_.deadline, absl::Now() + kUploadTimeout));
+    if (!stored.ok()) {
+      Log(LogLevel::kWarning, "decode.store_failed", {{"status", stored.status()}});
+      return;
+    }
+    result_.set_stored_segments(*stored);
+  }
+
+  CompactKvCache* compact_cache() const { return dynamic_cast<CompactKvCache*>(cache_.get()); }
+
+  const WorkerRuntime& runtime_;
+  const GenerateTask& task_;
+  const absl::Time begun_;
+  std::vector<int32_t> tokens_;  // prompt and answer
+  const int64_t prompt_tokens_;
+  LlamaRunner runner_;
+  std::unique_ptr<FillableKvCache> cache_;
+  std::unique_ptr<PrefixFetch> fetch_;  // fills cache_, so it goes first
+  v1::GenerateResult result_;
+};
+
+}  // namespace
+
+absl::StatusOr<v1::GenerateResult> RunDecode(const WorkerRuntime& runtime,
+                                             const GenerateTask& task) {
+  return Decode(runtime, task).Run();
+}
+
+}  // namespace fourierkv

@@ -1,0 +1,37 @@
+// Continues a prompt from the KV cache that the service holds.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "clients/worker/worker_runtime.h"
+#include "compute/model/sampler.h"
+#include "fourierkv/v1/decode_service.pb.h"
+
+namespace fourierkv {
+
+struct GenerateTask {
+  std::vector<int32_t> tokens;   // the whole prompt
+  int64_t prefilled_tokens = 0;  // length of a prefix that was prefilled on its own, or 0
+  int max_new_tokens = 1;
+  std::vector<int32_t> stop_tokens;  // besides the model's own
+  SamplingOptions sampling;
+  v1::CacheMode mode = v1::CACHE_MODE_COMPACT;
+  int recent_window = 0;
+  absl::Time deadline;
+  // Called for each token as it is made. False: the caller is gone.
+  std::function<bool(const SampledToken& token)> on_token;
+};
+
+// The longest prefix that the KV service holds is fetched layer by layer, and the model starts on
+// layer 0 when that has arrived; what is missing, or lost on the way, is computed. Segments that
+// are encoded as the sequence grows are stored in the service at the end, if it holds what they
+// continue.
+absl::StatusOr<v1::GenerateResult> RunDecode(const WorkerRuntime& runtime,
+                                             const GenerateTask& task);
+
+}  // namespace fourierkv

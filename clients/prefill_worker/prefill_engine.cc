@@ -1,0 +1,229 @@
+#include "clients/prefill_worker/prefill_engine.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "clients/prefill_worker/segment_uploader.h"
+#include "clients/worker/prefix_fetch.h"
+#include "clients/worker/prefix_plan.h"
+#include "compute/base/bfloat16.h"
+#include "compute/base/structured_log.h"
+#include "compute/cache/compact_kv_cache.h"
+#include "compute/model/llama_runner.h"
+#include "proto/support/convert.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr int kChunkTokens = 512;
+constexpr absl::Duration kLease = absl::Minutes(5);
+
+// One part of one segment out of a chunk that the model has just computed.
+//   x: [n][kv_heads][head_dim], result: [kv_heads][tokens][head_dim]
+std::vector<uint16_t> GatherPart(const float* x, const KvGeometry& geometry, int first,
+                                 int tokens) {
+  const int dim = geometry.head_dim;
+  std::vector<uint16_t> part(static_cast<size_t>(geometry.kv_heads) * tokens * dim);
+  uint16_t* out = part.data();
+  for (int head = 0; head < geometry.kv_heads; ++head) {
+    for (int t = 0; t < tokens; ++t) {
+      const float* row = x + (static_cast<int64_t>(first + t) * geometry.kv_heads + head) * dim;
+      for (int d = 0; d < dim; ++d) *out++ = FloatToBf16(row[d]);
+    }
+  }
+  return part;
+}
+
+// One prefill.
+class PrefillRun {
+ public:
+  PrefillRun(const WorkerRuntime& runtime, const PrefillTask& task)
+      : runtime_(runtime),
+        task_(task),
+        geometry_(runtime.model()->config().Geometry()),
+        segment_tokens_(runtime.segment_tokens()),
+        total_(static_cast<int64_t>(task.tokens.size())) {}
+
+  absl::StatusOr<v1::PrefillResult> Run() {
+    const absl::Time begun = absl::Now();
+    *result_.mutable_namespace_() = runtime_.ns(task_.mode);
+    result_.set_tokens(total_);
+    absl::StatusOr<v1::MatchPrefixResponse> match = Match();
+    if (!match.ok()) return match.status();
+    const absl::Status status = Complete(*match);
+    if (match->lease_id() != 0) {
+      runtime_.kv().Release(match->lease_id(), absl::Now() + absl::Seconds(5)).IgnoreError();
+    }
+    if (!status.ok()) return status;
+    *result_.mutable_total_time() = ToProto(absl::Now() - begun);
+    return std::move(result_);
+  }
+
+ private:
+  absl::StatusOr<v1::MatchPrefixResponse> Match() {
+    if (task_.mode == v1::CACHE_MODE_COMPACT) {
+      if (absl::Status s = runtime_.PutProfile(); !s.ok()) return s;
+    }
+    v1::MatchPrefixRequest request;
+    *request.mutable_namespace_() = runtime_.ns(task_.mode);
+    request.mutable_token_ids()->Assign(task_.tokens.begin(), task_.tokens.end());
+    *request.mutable_lease_ttl() = ToProto(kLease);
+    return runtime_.kv().MatchPrefix(request, task_.deadline);
+  }
+
+  // Full segments from here on are wanted exact by a decoder that starts at the prompt's end.
+  int64_t KeepExactFrom() const {
+    if (task_.mode == v1::CACHE_MODE_EXACT) return 0;
+    return CompactKvCache::CompactSegments(total_, segment_tokens_, task_.recent_window) + 1;
+  }
+
+  // How many leading segments are stored in the forms that this prompt needs.
+  int64_t StoredSegments(const v1::MatchPrefixResponse& match) const {
+    int64_t stored = 0;
+    for (const v1::MatchedSegment& segment : match.segments()) {
+      const bool tail = segment.tokens() < segment_tokens_;
+      const bool wants_exact = stored == 0 || tail || stored >= KeepExactFrom();
+      if (wants_exact && !Holds(segment, v1::SEGMENT_FORM_EXACT)) break;
+      ++stored;
+    }
+    return stored;
+  }
+
+  absl::Status Complete(v1::MatchPrefixResponse& match) {
+    const int64_t stored = StoredSegments(match);
+    const int64_t all = (total_ + segment_tokens_ - 1) / segment_tokens_;
+    if (stored == all) {
+      result_.set_reused_tokens(total_);
+      result_.set_deduplicated_segments(static_cast<uint32_t>(all));
+      Progress(total_);
+      return absl::OkStatus();
+    }
+    match.mutable_segments()->DeleteSubrange(static_cast<int>(stored),
+                                             match.segments_size() - static_cast<int>(stored));
+    absl::Status status = Compute(match);
+    if (absl::IsNotFound(status) || absl::IsDataLoss(status)) {
+      // A segment that matched could not be fetched: compute everything instead.
+      Log(LogLevel::kWarning, "prefill.refetch", {{"status", status}});
+      status = Compute(v1::MatchPrefixResponse());
+    }
+    return status;
+  }
+
+  absl::Status Compute(const v1::MatchPrefixResponse& match) {
+    absl::StatusOr<std::unique_ptr<FillableKvCache>> cache =
+        runtime_.NewCache(task_.mode, total_, task_.recent_window);
+    if (!cache.ok()) return cache.status();
+    PrefixPolicy policy;
+    policy.mode = task_.mode;
+    policy.segment_tokens = segment_tokens_;
+    policy.recent_window = task_.recent_window;
+    policy.sequence_tokens = match.segments_size() * static_cast<int64_t>(segment_tokens_);
+    policy.max_reused = policy.sequence_tokens;
+    PrefixPlan plan = PlanPrefix(match, policy);
+    const int64_t base = plan.fill.length;
+    std::unique_ptr<PrefixFetch> fetch;
+    if (!plan.empty()) {
+      absl::StatusOr<std::unique_ptr<PrefixFetch>> started =
+          PrefixFetch::Start(&runtime_.kv(), std::move(plan), cache->get(),
+                             dynamic_cast<CompactKvCache*>(cache->get()), task_.deadline);
+      if (!started.ok()) return started.status();
+      fetch = *std::move(started);
+    }
+    SegmentUploader uploader(&runtime_.kv(), task_.deadline);
+    LlamaRunner runner(runtime_.model(), runtime_.pool());
+    for (int64_t first = base; first < total_; first += kChunkTokens) {
+      const int n = static_cast<int>(std::min<int64_t>(kChunkTokens, total_ - first));
+      if (absl::Status s =
+              ComputeChunk(first, n, first == base ? &match : nullptr, runner, **cache, uploader);
+          !s.ok()) {
+        return s;
+      }
+      Progress(first + n);
+    }
+    if (fetch != nullptr) {
+      if (absl::Status s = fetch->Wait(); !s.ok()) return s;
+      result_.set_payload_bytes_fetched(fetch->payload_bytes());
+    }
+    absl::StatusOr<UploadTotals> totals = uploader.Finish();
+    if (!totals.ok()) return totals.status();
+    result_.set_reused_tokens(base);
+    result_.set_computed_tokens(total_ - base);
+    result_.set_stored_segments(totals->stored_segments);
+    result_.set_deduplicated_segments(totals->deduplicated_segments +
+                                      static_cast<uint32_t>(base / segment_tokens_));
+    result_.set_payload_bytes_sent(totals->payload_bytes);
+    result_.set_exact_bytes(totals->exact_bytes);
+    result_.set_compact_bytes(totals->compact_bytes);
+    result_.set_encoded_dense_bytes(totals->encoded_dense_bytes);
+    *result_.mutable_encode_time() = ToProto(totals->encode_time);
+    result_.set_max_relative_error(totals->max_relative_error);
+    return absl::OkStatus();
+  }
+
+  // `match` only for the first chunk: the put continues what it matched.
+  absl::Status ComputeChunk(int64_t first, int n, const v1::MatchPrefixResponse* match,
+                            LlamaRunner& runner, FillableKvCache& cache,
+                            SegmentUploader& uploader) {
+    v1::PutHeader header;
+    *header.mutable_namespace_() = runtime_.ns(task_.mode);
+    if (match != nullptr && first > 0) {
+      header.set_parent_key(
+          match->segments(static_cast<int>(first / segment_tokens_) - 1).block_key());
+    }
+    header.set_first_segment_index(first / segment_tokens_);
+    const std::span<const int32_t> tokens(task_.tokens.data() + first, n);
+    header.mutable_token_ids()->Assign(tokens.begin(), tokens.end());
+    header.set_payload_form(v1::SEGMENT_FORM_EXACT);
+    header.set_keep_exact_from(KeepExactFrom());
+    if (absl::Status s = uploader.BeginPut(std::move(header)); !s.ok()) return s;
+
+    ForwardOptions options;
+    options.logits = Logits::kNone;
+    options.on_qkv = [&](int layer, int64_t, int, const float*, const float* k, const float* v) {
+      return SendLayer(first, n, layer, k, v, uploader);
+    };
+    if (absl::Status s = runner.Forward(tokens, cache, nullptr, options); !s.ok()) return s;
+    return uploader.CommitPut();
+  }
+
+  absl::Status SendLayer(int64_t first, int n, int layer, const float* k, const float* v,
+                         SegmentUploader& uploader) {
+    if (task_.cancelled && task_.cancelled()) return absl::CancelledError("the caller is gone");
+    for (int offset = 0; offset < n; offset += segment_tokens_) {
+      const int tokens = std::min(segment_tokens_, n - offset);
+      const int64_t segment = (first + offset) / segment_tokens_;
+      for (const Part part : kParts) {
+        std::vector<uint16_t> dense =
+            GatherPart(part == Part::kK ? k : v, geometry_, offset, tokens);
+        if (absl::Status s = uploader.SendPart(segment, layer, part, std::move(dense)); !s.ok()) {
+          return s;
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  void Progress(int64_t done) const {
+    if (task_.on_progress) task_.on_progress(done, total_);
+  }
+
+  const WorkerRuntime& runtime_;
+  const PrefillTask& task_;
+  const KvGeometry geometry_;
+  const int segment_tokens_;
+  const int64_t total_;
+  v1::PrefillResult result_;
+};
+
+}  // namespace
+
+absl::StatusOr<v1::PrefillResult> RunPrefill(const WorkerRuntime& runtime,
+                                             const PrefillTask& task) {
+  return PrefillRun(runtime, task).Run();
+}
+
+}  // namespace fourierkv

@@ -1,0 +1,31 @@
+// Computes the KV cache of a prompt and stores it.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "clients/worker/worker_runtime.h"
+#include "fourierkv/v1/prefill_service.pb.h"
+
+namespace fourierkv {
+
+struct PrefillTask {
+  std::vector<int32_t> tokens;
+  v1::CacheMode mode = v1::CACHE_MODE_COMPACT;
+  int recent_window = 0;
+  absl::Time deadline;
+  std::function<void(int64_t done, int64_t total)> on_progress;
+  std::function<bool()> cancelled;
+};
+
+// What the KV service holds of the prompt is fetched instead of computed; the rest is computed in
+// chunks, and each layer's K and V of a chunk are sent while the next layer is computed. Every
+// chunk is committed on its own, so an interrupted prefill goes on where it stopped when it is
+// asked for again.
+absl::StatusOr<v1::PrefillResult> RunPrefill(const WorkerRuntime& runtime, const PrefillTask& task);
+
+}  // namespace fourierkv

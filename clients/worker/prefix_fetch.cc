@@ -1,0 +1,128 @@
+#include "clients/worker/prefix_fetch.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+namespace fourierkv {
+namespace {
+
+SharedBytes Share(AlignedBuffer buffer) {
+  auto owner = std::make_shared<const AlignedBuffer>(std::move(buffer));
+  const std::byte* data = owner->data();
+  const size_t size = owner->size();
+  return {std::shared_ptr<const std::byte>(std::move(owner), data), size};
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PrefixFetch>> PrefixFetch::Start(KvClient* client, PrefixPlan plan,
+                                                                FillableKvCache* cache,
+                                                                CompactKvCache* compact,
+                                                                absl::Time deadline) {
+  if (absl::Status s = cache->BeginFill(plan.fill, deadline); !s.ok()) return s;
+  std::unique_ptr<PrefixFetch> fetch(new PrefixFetch(client, std::move(plan), cache, compact));
+  fetch->waiting_k_.resize(fetch->plan_.fetches.size());
+  fetch->thread_ = std::thread([f = fetch.get(), deadline] { f->Run(deadline); });
+  return fetch;
+}
+
+PrefixFetch::~PrefixFetch() { Wait().IgnoreError(); }
+
+absl::Status PrefixFetch::Wait() {
+  if (thread_.joinable()) thread_.join();
+  return status_;
+}
+
+void PrefixFetch::Run(absl::Time deadline) {
+  const absl::Time begun = absl::Now();
+  status_ = Fetch(deadline);
+  if (status_.ok() && layer_ != cache_->geometry().layers) {
+    status_ = absl::DataLossError("the fetch ended before the last layer");
+  }
+  if (!status_.ok()) cache_->FailFill(status_);
+  duration_ = absl::Now() - begun;
+}
+
+absl::Status PrefixFetch::Fetch(absl::Time deadline) {
+  v1::GetSegmentsRequest request;
+  for (const PlannedFetch& fetch : plan_.fetches) *request.add_segments() = fetch.request;
+  return client_->Get(
+      request, deadline, [this](const v1::GetPlan& plan) { return CheckPlan(plan); },
+      [this](FetchedBlob blob) { return Take(std::move(blob)); });
+}
+
+absl::Status PrefixFetch::CheckPlan(const v1::GetPlan& plan) const {
+  for (int i = 0; i < plan.segments_size(); ++i) {
+    if (plan.segments(i).missing_reason() != v1::MISSING_REASON_UNSPECIFIED) {
+      return absl::NotFoundError(
+          absl::StrCat("segment ", plan_.fetches[i].segment,
+                       " is missing: ", v1::MissingReason_Name(plan.segments(i).missing_reason())));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PrefixFetch::Take(FetchedBlob blob) {
+  const size_t index = static_cast<size_t>(blob.request_index);
+  if (static_cast<int>(blob.header.layer) != layer_) {
+    return absl::DataLossError(absl::StrCat("layer ", blob.header.layer, " arrived while layer ",
+                                            layer_, " was not complete"));
+  }
+  payload_bytes_ += static_cast<int64_t>(blob.bytes.size());
+  if (blob.header.part == Part::kK) {
+    waiting_k_[index] = std::make_unique<FetchedBlob>(std::move(blob));
+    return absl::OkStatus();
+  }
+  if (waiting_k_[index] == nullptr) return absl::DataLossError("V arrived before K");
+  FetchedBlob k = std::move(*waiting_k_[index]);
+  waiting_k_[index].reset();
+  const int layer = layer_;
+  if (absl::Status s = Install(plan_.fetches[index], layer, std::move(k), std::move(blob));
+      !s.ok()) {
+    return s;
+  }
+  if (++installed_ < plan_.fetches.size()) return absl::OkStatus();
+  installed_ = 0;
+  ++layer_;
+  return cache_->MarkLayerReady(layer);
+}
+
+absl::Status PrefixFetch::Install(const PlannedFetch& fetch, int layer, FetchedBlob k,
+                                  FetchedBlob v) {
+  if (fetch.compact) {
+    return compact_->InstallCompact(layer, fetch.segment, Share(std::move(k.bytes)),
+                                    Share(std::move(v.bytes)));
+  }
+  const KvGeometry& geometry = cache_->geometry();
+  const int64_t first = fetch.segment * static_cast<int64_t>(plan_.segment_tokens);
+  for (const FetchedBlob* blob : {&k, &v}) {
+    const BlobHeader& h = blob->header;
+    if (h.form != SegmentForm::kExact || h.dtype != cache_->dtype() ||
+        h.kv_heads != geometry.kv_heads || h.head_dim != geometry.head_dim ||
+        h.tokens < fetch.tokens || h.first_token != static_cast<uint64_t>(first)) {
+      return absl::DataLossError(
+          absl::StrCat("segment ", fetch.segment, " arrived as something else than asked for"));
+    }
+  }
+  const auto* k_data = reinterpret_cast<const uint16_t*>(BlobPayload(k.bytes.span()).data());
+  const auto* v_data = reinterpret_cast<const uint16_t*>(BlobPayload(v.bytes.span()).data());
+  const int64_t stored = k.header.tokens;
+  if (stored == fetch.tokens) {
+    return cache_->InstallExact(layer, first, stored, k_data, v_data);
+  }
+  // The last segment is cut: the heads' first tokens, packed together.
+  const int64_t row = geometry.head_dim;
+  std::vector<uint16_t> cut[2];
+  const uint16_t* sources[2] = {k_data, v_data};
+  for (int part = 0; part < 2; ++part) {
+    for (int head = 0; head < geometry.kv_heads; ++head) {
+      const uint16_t* begin = sources[part] + head * stored * row;
+      cut[part].insert(cut[part].end(), begin, begin + fetch.tokens * row);
+    }
+  }
+  return cache_->InstallExact(layer, first, fetch.tokens, cut[0].data(), cut[1].data());
+}
+
+}  // namespace fourierkv

@@ -1,0 +1,64 @@
+// Fetches a planned prefix into a cache while the cache is already being used.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "clients/cpp/kv_client.h"
+#include "clients/worker/prefix_plan.h"
+#include "compute/cache/compact_kv_cache.h"
+#include "compute/cache/fillable_kv_cache.h"
+
+namespace fourierkv {
+
+// Runs on a thread of its own from construction to Wait. Layer l can be computed as soon as it has
+// arrived, while layer l + 1 is on its way.
+class PrefixFetch {
+ public:
+  // Begins to fill `cache`, which must be empty; `compact` is the same cache if it is a compact
+  // one, else null. Client and cache must outlive the fetch.
+  static absl::StatusOr<std::unique_ptr<PrefixFetch>> Start(KvClient* client, PrefixPlan plan,
+                                                            FillableKvCache* cache,
+                                                            CompactKvCache* compact,
+                                                            absl::Time deadline);
+  ~PrefixFetch();
+  PrefixFetch(const PrefixFetch&) = delete;
+  PrefixFetch& operator=(const PrefixFetch&) = delete;
+
+  // Until the last layer has arrived or the fetch has failed. NotFound if a segment is missing. The
+  // cache's owner gets the same error from the first layer that is not there.
+  absl::Status Wait();
+
+  // Valid after Wait.
+  int64_t payload_bytes() const { return payload_bytes_; }
+  absl::Duration duration() const { return duration_; }
+
+ private:
+  PrefixFetch(KvClient* client, PrefixPlan plan, FillableKvCache* cache, CompactKvCache* compact)
+      : client_(client), plan_(std::move(plan)), cache_(cache), compact_(compact) {}
+
+  void Run(absl::Time deadline);
+  absl::Status Fetch(absl::Time deadline);
+  absl::Status CheckPlan(const v1::GetPlan& plan) const;
+  // Keeps K until V of the same segment and layer has come, then installs both.
+  absl::Status Take(FetchedBlob blob);
+  absl::Status Install(const PlannedFetch& fetch, int layer, FetchedBlob k, FetchedBlob v);
+
+  KvClient* client_;
+  PrefixPlan plan_;
+  FillableKvCache* cache_;
+  CompactKvCache* compact_;
+  std::vector<std::unique_ptr<FetchedBlob>> waiting_k_;  // per fetch
+  int layer_ = 0;                                        // that is arriving
+  size_t installed_ = 0;                                 // segments of it
+  int64_t payload_bytes_ = 0;
+  absl::Duration duration_;
+  absl::Status status_;
+  std::thread thread_;
+};
+
+}  // namespace fourierkv

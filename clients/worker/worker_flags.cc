@@ -1,0 +1,45 @@
+#include "clients/worker/worker_flags.h"
+
+#include <CLI/CLI.hpp>
+
+namespace fourierkv {
+
+void DeclareWorkerFlags(CLI::App& app, WorkerFlags& flags, const std::string& program) {
+  app.set_version_flag("--version", program + " " + FOURIERKV_VERSION);
+  app.set_config("--config", "", "Read flags from a TOML or INI file; the command line wins");
+  app.add_option("--listen", flags.listen, "HOST:PORT (port 0: any free one) or unix:PATH")
+      ->capture_default_str();
+  app.add_option("--server", flags.worker.server, "Address of fourierkv-server")->required();
+  app.add_option("--model", flags.worker.model_dir,
+                 "Folder with config.json and safetensors of a Llama-architecture model")
+      ->required();
+  app.add_option("--model-id", flags.worker.model_id,
+                 "Name of the model in cache keys; without it the folder's name");
+  app.add_option("--profile", flags.worker.profile,
+                 "Codec profile: a file, or 'default'; without it the model folder's "
+                 "codec_profile.json if there is one, else the default");
+  app.add_option("--tenant-salt", flags.worker.tenant_salt,
+                 "Keeps this worker's segments apart from those with another salt");
+  app.add_option("--recent-window", flags.worker.recent_window,
+                 "Tokens before the end of a sequence that stay exact")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--max-requests", flags.max_requests, "Requests worked on at the same time")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--device", flags.worker.device, "Compute backend")->capture_default_str();
+  app.add_option("--threads", flags.worker.threads, "Compute threads; 0: one per hardware thread")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--drain-seconds", flags.drain_seconds,
+                 "How long running calls may take to finish after SIGTERM")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  app.add_flag("--reflection,!--no-reflection", flags.reflection,
+               "Serve gRPC reflection (default)");
+  app.add_option("--log-level", flags.log_level, "debug, info, warning or error")
+      ->capture_default_str();
+  app.add_option("--log-format", flags.log_format, "text or json")->capture_default_str();
+}
+
+}  // namespace fourierkv

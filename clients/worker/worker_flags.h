@@ -1,0 +1,27 @@
+// The command line that both workers share.
+
+#pragma once
+
+#include <string>
+
+#include "clients/worker/worker_runtime.h"
+
+namespace CLI {
+class App;
+}
+
+namespace fourierkv {
+
+struct WorkerFlags {
+  std::string listen = "127.0.0.1:0";
+  WorkerOptions worker;
+  int max_requests = 8;
+  double drain_seconds = 10;
+  bool reflection = true;
+  std::string log_level = "info";
+  std::string log_format = "text";
+};
+
+void DeclareWorkerFlags(CLI::App& app, WorkerFlags& flags, const std::string& program);
+
+}  // namespace fourierkv

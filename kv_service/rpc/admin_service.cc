@@ -1,0 +1,75 @@
+#include "kv_service/rpc/admin_service.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "kv_service/rpc/namespace_convert.h"
+#include "proto/support/convert.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr int kRowsPerMessage = 512;
+
+v1::StoredSegment ToRow(const SegmentSummary& segment, absl::Time now) {
+  v1::StoredSegment row;
+  row.set_block_key(segment.key.ToString());
+  row.set_parent_key(segment.parent.ToString());
+  row.set_namespace_key(segment.context->root.ToString());
+  const CacheNamespace& ns = segment.context->ns;
+  if (ns.profile_id.has_value()) row.set_profile_id(ns.profile_id->ToString());
+  row.set_index(segment.index);
+  row.set_tokens(segment.tokens);
+  row.set_dense_bytes(ns.geometry.DenseBytes(segment.tokens));
+  for (const v1::HeldForm& form : HeldForms(segment)) *row.add_forms() = form;
+  row.set_leases(segment.holds);
+  *row.mutable_idle_time() = ToProto(std::max(absl::ZeroDuration(), now - segment.last_use));
+  return row;
+}
+
+}  // namespace
+
+grpc::Status AdminServiceImpl::GetStats(grpc::ServerContext* /*context*/,
+                                        const v1::GetStatsRequest* /*request*/,
+                                        v1::GetStatsResponse* response) {
+  const StoreStats stats = core_->store.Stats();
+  const StoreMetrics& metrics = *core_->metrics;
+  response->set_version(FOURIERKV_VERSION);
+  response->set_backend(core_->backend->name());
+  *response->mutable_uptime() = ToProto(absl::Now() - core_->started);
+  response->set_budget_bytes(core_->budget->limit());
+  response->set_used_bytes(core_->budget->used());
+  response->set_segments(stats.segments);
+  response->set_exact_bytes(stats.exact_bytes);
+  response->set_compact_bytes(stats.compact_bytes);
+  response->set_leases(stats.leases);
+  response->set_open_puts(core_->puts.running());
+  response->set_bytes_received(metrics.bytes_in);
+  response->set_bytes_sent(metrics.bytes_out);
+  response->set_evicted_segments(metrics.evicted_segments);
+  response->set_corrupt_segments(metrics.corrupt_blobs);
+  response->set_encoded_dense_bytes(metrics.encoded_dense_bytes);
+  *response->mutable_encode_time() =
+      ToProto(absl::Nanoseconds(static_cast<int64_t>(metrics.encode_nanoseconds.load())));
+  return grpc::Status::OK;
+}
+
+grpc::Status AdminServiceImpl::ListSegments(grpc::ServerContext* /*context*/,
+                                            const v1::ListSegmentsRequest* request,
+                                            grpc::ServerWriter<v1::ListSegmentsResponse>* writer) {
+  const std::vector<SegmentSummary> rows = core_->store.List(request->limit());
+  const absl::Time now = absl::Now();
+  v1::ListSegmentsResponse response;
+  for (const SegmentSummary& row : rows) {
+    *response.add_segments() = ToRow(row, now);
+    if (response.segments_size() == kRowsPerMessage) {
+      if (!writer->Write(response)) return grpc::Status::CANCELLED;
+      response.Clear();
+    }
+  }
+  if (response.segments_size() > 0) writer->Write(response);
+  return grpc::Status::OK;
+}
+
+}  // namespace fourierkv

@@ -1,0 +1,176 @@
+#include "kv_service/rpc/get_stream.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "kv_service/rpc/namespace_convert.h"
+#include "proto/support/convert.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr size_t kBatchBytes = 1 << 20;
+
+absl::StatusOr<std::vector<SegmentWant>> ParseWants(const v1::GetSegmentsRequest& request) {
+  if (request.segments().empty()) {
+    return absl::InvalidArgumentError("segments is empty; ask for at least one");
+  }
+  if (request.segments_size() > kMaxSegmentsPerGet) {
+    return absl::InvalidArgumentError(absl::StrCat("segments has ", request.segments_size(),
+                                                   " entries; at most ", kMaxSegmentsPerGet,
+                                                   " are taken at once"));
+  }
+  std::vector<SegmentWant> wants;
+  wants.reserve(request.segments_size());
+  for (int i = 0; i < request.segments_size(); ++i) {
+    const v1::SegmentRequest& segment = request.segments(i);
+    const std::string field = absl::StrCat("segments[", i, "]");
+    absl::StatusOr<Digest> key = Digest::FromRaw(segment.block_key(), field + ".block_key");
+    if (!key.ok()) return key.status();
+    SegmentWant want;
+    want.key = *key;
+    if (segment.accepted_forms_size() > 3) {
+      return absl::InvalidArgumentError(field + ".accepted_forms names a form twice");
+    }
+    for (const int form : segment.accepted_forms()) {
+      absl::StatusOr<SegmentForm> parsed =
+          FromProto(static_cast<v1::SegmentForm>(form), field + ".accepted_forms");
+      if (!parsed.ok()) return parsed.status();
+      want.forms.push_back(*parsed);
+    }
+    wants.push_back(std::move(want));
+  }
+  return wants;
+}
+
+v1::MissingReason ToProto(MissingReason reason) { return static_cast<v1::MissingReason>(reason); }
+
+v1::GetSegmentsResponse MakePlan(const std::vector<OpenSegment>& open, int first_layer,
+                                 int layers) {
+  v1::GetSegmentsResponse response;
+  for (const OpenSegment& segment : open) {
+    v1::SegmentPlan* plan = response.mutable_plan()->add_segments();
+    if (segment.missing != MissingReason::kNone) {
+      plan->set_missing_reason(ToProto(segment.missing));
+      continue;
+    }
+    const KvGeometry& geometry = segment.segment.context->ns.geometry;
+    plan->set_form(ToProto(segment.form));
+    const int64_t bytes = segment.Bytes(first_layer, layers);
+    plan->set_bytes(bytes);
+    const double elements =
+        2.0 * layers * geometry.PartBytes(segment.segment.tokens) / kKvDtypeBytes;
+    plan->set_bits_per_element(static_cast<float>(8.0 * static_cast<double>(bytes) / elements));
+    plan->set_mean_relative_error(segment.source->mean_relative_error());
+    plan->set_max_relative_error(segment.source->max_relative_error());
+  }
+  return response;
+}
+
+// Collects pieces of blobs into messages of about kBatchBytes.
+class BatchWriter {
+ public:
+  explicit BatchWriter(grpc::ServerWriter<v1::GetSegmentsResponse>& writer) : writer_(writer) {}
+
+  // False when the client is gone.
+  bool Add(int request_index, int layer, Part part, std::span<const std::byte> blob) {
+    for (size_t offset = 0; offset < blob.size();) {
+      if (filled_ >= kBatchBytes && !Flush()) return false;
+      const auto piece =
+          blob.subspan(offset, std::min(kBatchBytes - filled_, blob.size() - offset));
+      v1::BlobPiece* message = response_.mutable_batch()->add_pieces();
+      message->set_request_index(request_index);
+      message->set_layer(layer);
+      message->set_part(fourierkv::ToProto(part));
+      message->set_offset(offset);
+      message->set_blob_bytes(blob.size());
+      message->set_data(piece.data(), piece.size());
+      filled_ += piece.size();
+      offset += piece.size();
+    }
+    bytes_ += static_cast<int64_t>(blob.size());
+    return true;
+  }
+
+  bool Flush() {
+    if (filled_ == 0) return true;
+    const bool written = writer_.Write(response_);
+    response_.Clear();
+    filled_ = 0;
+    return written;
+  }
+
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  grpc::ServerWriter<v1::GetSegmentsResponse>& writer_;
+  v1::GetSegmentsResponse response_;
+  size_t filled_ = 0;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace
+
+absl::Status ServeGet(ServiceCore& core, const v1::GetSegmentsRequest& request,
+                      grpc::ServerWriter<v1::GetSegmentsResponse>& writer) {
+  absl::StatusOr<std::vector<SegmentWant>> wants = ParseWants(request);
+  if (!wants.ok()) return wants.status();
+  absl::StatusOr<std::vector<OpenSegment>> opened = core.reader.Open(*wants);
+  if (!opened.ok()) return opened.status();
+  std::vector<OpenSegment>& open = *opened;
+
+  int64_t layers = -1;  // of what is there; all segments of a get are of one model
+  for (const OpenSegment& segment : open) {
+    if (segment.missing != MissingReason::kNone) continue;
+    const int64_t own = segment.segment.context->ns.geometry.layers;
+    if (layers >= 0 && own != layers) {
+      return absl::InvalidArgumentError("segments are of models with different layer counts");
+    }
+    layers = own;
+  }
+  const int64_t first = request.first_layer();
+  int64_t end = first;
+  if (layers >= 0) {
+    end = request.layer_count() == 0 ? layers : first + request.layer_count();
+    if (first >= layers || end > layers) {
+      return absl::OutOfRangeError(
+          absl::StrCat("layers ", first, " to ", end, " were asked for; the model has ", layers));
+    }
+  }
+  if (!writer.Write(MakePlan(open, static_cast<int>(first), static_cast<int>(end - first)))) {
+    return absl::CancelledError("the client is gone");
+  }
+
+  const absl::Time begun = absl::Now();
+  BatchWriter batch(writer);
+  for (int64_t layer = first; layer < end; ++layer) {
+    absl::StatusOr<std::vector<LayerRead>> blobs =
+        core.reader.ReadLayer(open, static_cast<int>(layer));
+    if (!blobs.ok()) return blobs.status();
+    for (size_t i = 0; i < open.size(); ++i) {
+      const LayerRead& read = (*blobs)[i];
+      if (read.missing == MissingReason::kCorrupt) {
+        // The plan promised it; the client must not take the rest for whole.
+        return absl::DataLossError(absl::StrCat("segments[", i,
+                                                "] was found damaged and removed; match the prefix "
+                                                "again"));
+      }
+      if (read.missing != MissingReason::kNone) continue;
+      const int index = static_cast<int>(i);
+      const int number = static_cast<int>(layer);
+      if (!batch.Add(index, number, Part::kK, read.k->bytes()) ||
+          !batch.Add(index, number, Part::kV, read.v->bytes())) {
+        return absl::CancelledError("the client is gone");
+      }
+    }
+    // A layer is never held back: the decoder may be waiting for just this one.
+    if (!batch.Flush()) return absl::CancelledError("the client is gone");
+  }
+  core.fetch_bandwidth.Record(batch.bytes(), absl::Now() - begun);
+  return absl::OkStatus();
+}
+
+}  // namespace fourierkv

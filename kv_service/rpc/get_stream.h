@@ -1,0 +1,16 @@
+// The server's end of GetSegments: a plan, then blobs layer by layer.
+
+#pragma once
+
+#include "absl/status/status.h"
+#include "fourierkv/v1/kv_cache_service.grpc.pb.h"
+#include "kv_service/rpc/service_core.h"
+
+namespace fourierkv {
+
+inline constexpr int kMaxSegmentsPerGet = 16384;
+
+absl::Status ServeGet(ServiceCore& core, const v1::GetSegmentsRequest& request,
+                      grpc::ServerWriter<v1::GetSegmentsResponse>& writer);
+
+}  // namespace fourierkv

@@ -1,0 +1,148 @@
+#include "kv_service/rpc/kv_cache_service.h"
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "compute/base/structured_log.h"
+#include "kv_service/rpc/get_stream.h"
+#include "kv_service/rpc/namespace_convert.h"
+#include "kv_service/rpc/put_stream.h"
+#include "proto/support/convert.h"
+#include "proto/support/grpc_status.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr int kMaxKeysPerCall = 65536;
+constexpr int64_t kMaxTokensPerMatch = int64_t{1} << 22;
+constexpr absl::Duration kMaxLease = absl::Minutes(10);
+
+// Logs failures that an operator should know of, on their way out.
+grpc::Status Finish(const char* method, const grpc::ServerContext& context,
+                    const absl::Status& status) {
+  if (!status.ok()) {
+    const bool ours = absl::IsInternal(status) || absl::IsDataLoss(status);
+    Log(ours ? LogLevel::kError : LogLevel::kInfo, "rpc.failed",
+        {{"method", method}, {"peer", context.peer()}, {"status", status}});
+  }
+  return ToGrpc(status);
+}
+
+absl::StatusOr<KeyChain> KeysOf(const v1::MatchPrefixRequest& request) {
+  if (request.token_ids().empty() == request.block_keys().empty()) {
+    return absl::InvalidArgumentError(
+        "give either token_ids, with a namespace, or block_keys, and not both");
+  }
+  if (!request.block_keys().empty()) {
+    absl::StatusOr<std::vector<BlockKey>> keys =
+        ParseKeys(request.block_keys(), "block_keys", kMaxLeaseKeys);
+    if (!keys.ok()) return keys.status();
+    return KeyChain{*std::move(keys), std::nullopt};
+  }
+  if (request.token_ids_size() > kMaxTokensPerMatch) {
+    return absl::InvalidArgumentError(absl::StrCat("token_ids has ", request.token_ids_size(),
+                                                   " tokens; at most ", kMaxTokensPerMatch,
+                                                   " are taken"));
+  }
+  absl::StatusOr<CacheNamespace> ns = FromProto(request.namespace_());
+  if (!ns.ok()) return ns.status();
+  return ChainKeys(
+      *ns, std::span<const uint32_t>(request.token_ids().data(), request.token_ids().size()));
+}
+
+absl::Status Match(ServiceCore& core, const v1::MatchPrefixRequest& request,
+                   v1::MatchPrefixResponse& response) {
+  absl::StatusOr<KeyChain> keys = KeysOf(request);
+  if (!keys.ok()) return keys.status();
+  const absl::Duration ttl = FromProto(request.lease_ttl());
+  if (ttl < absl::ZeroDuration() || ttl > kMaxLease) {
+    return absl::InvalidArgumentError(absl::StrCat("lease_ttl is ", absl::FormatDuration(ttl),
+                                                   "; it must be from 0 to ",
+                                                   absl::FormatDuration(kMaxLease)));
+  }
+  absl::StatusOr<MatchResult> match = core.store.Match(keys->segments, keys->tail, ttl);
+  if (!match.ok()) return match.status();
+  if (match->tail.has_value()) match->segments.push_back(*match->tail);
+  uint64_t tokens = 0;
+  uint64_t bytes = 0;
+  for (const SegmentSummary& segment : match->segments) {
+    v1::MatchedSegment* message = response.add_segments();
+    message->set_block_key(segment.key.ToString());
+    message->set_index(segment.index);
+    message->set_tokens(segment.tokens);
+    for (const v1::HeldForm& form : HeldForms(segment)) *message->add_forms() = form;
+    if (message->forms_size() > 0) bytes += message->forms(0).bytes();
+    tokens += segment.tokens;
+  }
+  response.set_matched_tokens(tokens);
+  response.set_bytes(bytes);
+  if (match->lease.has_value()) {
+    response.set_lease_id(match->lease->id);
+    *response.mutable_lease_ttl() = ToProto(ttl);
+  }
+  if (const double rate = core.fetch_bandwidth.bytes_per_second(); rate > 0) {
+    *response.mutable_estimated_fetch_time() =
+        ToProto(absl::Seconds(static_cast<double>(bytes) / rate));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeleteKeys(ServiceCore& core, const v1::DeleteRequest& request,
+                        v1::DeleteResponse& response) {
+  absl::StatusOr<std::vector<BlockKey>> keys =
+      ParseKeys(request.block_keys(), "block_keys", kMaxKeysPerCall);
+  if (!keys.ok()) return keys.status();
+  absl::StatusOr<DeleteResult> removed = core.store.Delete(*keys, /*recursive=*/true);
+  if (!removed.ok()) return removed.status();
+  response.set_removed_segments(removed->segments);
+  response.set_freed_bytes(removed->bytes);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+grpc::Status KvCacheServiceImpl::MatchPrefix(grpc::ServerContext* context,
+                                             const v1::MatchPrefixRequest* request,
+                                             v1::MatchPrefixResponse* response) {
+  return Finish("MatchPrefix", *context, Match(*core_, *request, *response));
+}
+
+grpc::Status KvCacheServiceImpl::PutSegments(
+    grpc::ServerContext* context,
+    grpc::ServerReaderWriter<v1::PutSegmentsResponse, v1::PutSegmentsRequest>* stream) {
+  return Finish("PutSegments", *context, ServePut(*core_, *stream));
+}
+
+grpc::Status KvCacheServiceImpl::GetSegments(grpc::ServerContext* context,
+                                             const v1::GetSegmentsRequest* request,
+                                             grpc::ServerWriter<v1::GetSegmentsResponse>* writer) {
+  return Finish("GetSegments", *context, ServeGet(*core_, *request, *writer));
+}
+
+grpc::Status KvCacheServiceImpl::Release(grpc::ServerContext* /*context*/,
+                                         const v1::ReleaseRequest* request,
+                                         v1::ReleaseResponse* /*response*/) {
+  // A lease that is gone was released or has expired: what the caller wants is so.
+  core_->store.Release(request->lease_id()).IgnoreError();
+  return grpc::Status::OK;
+}
+
+grpc::Status KvCacheServiceImpl::Exists(grpc::ServerContext* context,
+                                        const v1::ExistsRequest* request,
+                                        v1::ExistsResponse* response) {
+  absl::StatusOr<std::vector<BlockKey>> keys =
+      ParseKeys(request->block_keys(), "block_keys", kMaxKeysPerCall);
+  if (!keys.ok()) return Finish("Exists", *context, keys.status());
+  for (const BlockKey& key : *keys) response->add_stored(core_->store.Describe(key).ok());
+  return grpc::Status::OK;
+}
+
+grpc::Status KvCacheServiceImpl::Delete(grpc::ServerContext* context,
+                                        const v1::DeleteRequest* request,
+                                        v1::DeleteResponse* response) {
+  return Finish("Delete", *context, DeleteKeys(*core_, *request, *response));
+}
+
+}  // namespace fourierkv

@@ -1,0 +1,35 @@
+// Messages that name things, as the core's types.
+
+#pragma once
+
+#include <google/protobuf/repeated_ptr_field.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "fourierkv/v1/types.pb.h"
+#include "kv_service/core/block_key.h"
+#include "kv_service/core/cache_namespace.h"
+#include "kv_service/core/profile_store.h"
+#include "kv_service/core/stored_segment.h"
+
+namespace fourierkv {
+
+// Validated. InvalidArgument naming the field ("namespace.kv_dtype ...").
+absl::StatusOr<CacheNamespace> FromProto(const v1::CacheNamespace& message);
+
+// With the codec of its profile. FailedPrecondition if the profile is not known to the service.
+absl::StatusOr<std::shared_ptr<const NamespaceContext>> ResolveNamespace(
+    const v1::CacheNamespace& message, const ProfileStore& profiles);
+
+// InvalidArgument, naming `field` and the position, for a key that is not 32 bytes, or for more
+// than `limit` keys.
+absl::StatusOr<std::vector<BlockKey>> ParseKeys(
+    const google::protobuf::RepeatedPtrField<std::string>& raw, const char* field, int limit);
+
+// The forms of `segment` that are held, smallest first.
+std::vector<v1::HeldForm> HeldForms(const SegmentSummary& segment);
+
+}  // namespace fourierkv

@@ -1,0 +1,130 @@
+#include "kv_service/rpc/put_stream.h"
+
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "compute/base/structured_log.h"
+#include "kv_service/rpc/namespace_convert.h"
+#include "proto/support/convert.h"
+
+namespace fourierkv {
+namespace {
+
+absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const ProfileStore& profiles) {
+  absl::StatusOr<std::shared_ptr<const NamespaceContext>> context =
+      ResolveNamespace(header.namespace_(), profiles);
+  if (!context.ok()) return context.status();
+  PutPlan plan;
+  plan.context = *std::move(context);
+  if (!header.parent_key().empty()) {
+    absl::StatusOr<Digest> parent = Digest::FromRaw(header.parent_key(), "header.parent_key");
+    if (!parent.ok()) return parent.status();
+    plan.parent = *parent;
+  }
+  if (header.first_segment_index() > kMaxSegmentIndex) {
+    return absl::InvalidArgumentError(absl::StrCat("header.first_segment_index is ",
+                                                   header.first_segment_index(),
+                                                   "; it must be at most ", kMaxSegmentIndex));
+  }
+  plan.first_segment_index = static_cast<int64_t>(header.first_segment_index());
+  plan.token_ids.assign(header.token_ids().begin(), header.token_ids().end());
+  switch (header.payload_form()) {
+    case v1::SEGMENT_FORM_EXACT:
+      plan.payload = PutPayload::kDense;
+      break;
+    case v1::SEGMENT_FORM_COMPACT:
+      plan.payload = PutPayload::kCompact;
+      break;
+    default:
+      return absl::InvalidArgumentError(absl::StrCat("header.payload_form is ",
+                                                     static_cast<int>(header.payload_form()),
+                                                     "; it must be EXACT or COMPACT"));
+  }
+  plan.keep_exact_from = static_cast<int64_t>(
+      std::min<uint64_t>(header.keep_exact_from(), static_cast<uint64_t>(kMaxSegmentIndex) + 1));
+  return plan;
+}
+
+absl::Status AddChunk(PutSession& put, const v1::PutChunk& chunk) {
+  absl::StatusOr<Part> part = FromProto(chunk.part(), "chunk.part");
+  if (!part.ok()) return part.status();
+  constexpr uint64_t kHuge = uint64_t{1} << 40;  // beyond every bound that the session checks
+  return put.AddChunk(static_cast<int64_t>(std::min(chunk.segment_index(), kHuge)),
+                      static_cast<int>(std::min<uint32_t>(chunk.layer(), 1u << 20)), *part,
+                      static_cast<int64_t>(std::min(chunk.offset(), kHuge)),
+                      std::as_bytes(std::span(chunk.data())), chunk.checksum());
+}
+
+v1::PutSegmentsResponse Accepted(const PutSession& put) {
+  v1::PutSegmentsResponse response;
+  v1::PutAccepted* accepted = response.mutable_accepted();
+  for (const PlannedSegment& segment : put.segments()) {
+    accepted->add_block_keys(segment.key.ToString());
+    if (segment.needed) accepted->add_needed_segments(segment.index);
+  }
+  return response;
+}
+
+v1::PutSegmentsResponse Committed(const PutStats& stats) {
+  v1::PutSegmentsResponse response;
+  v1::PutCommitted* committed = response.mutable_committed();
+  committed->set_durability(v1::DURABILITY_MEMORY);
+  committed->set_stored_segments(stats.segments_stored);
+  committed->set_deduplicated_segments(stats.segments_deduplicated);
+  committed->set_payload_bytes_received(stats.bytes_received);
+  committed->set_exact_bytes(stats.exact_bytes);
+  committed->set_compact_bytes(stats.compact_bytes);
+  committed->set_encoded_dense_bytes(stats.encoded_dense_bytes);
+  *committed->mutable_encode_time() = ToProto(absl::Seconds(stats.encode_seconds));
+  committed->set_max_relative_error(stats.max_relative_error);
+  return response;
+}
+
+}  // namespace
+
+absl::Status ServePut(ServiceCore& core, PutServerStream& stream) {
+  const absl::Time begun = absl::Now();
+  v1::PutSegmentsRequest request;
+  if (!stream.Read(&request)) return absl::CancelledError("the put ended before its header");
+  if (!request.has_header()) {
+    return absl::InvalidArgumentError("the first message of a put must be its header");
+  }
+  absl::StatusOr<PutPlan> plan = ParseHeader(request.header(), core.profiles);
+  if (!plan.ok()) return plan.status();
+  absl::StatusOr<std::unique_ptr<PutSession>> put = core.puts.Begin(*std::move(plan));
+  if (!put.ok()) return put.status();
+  if (!stream.Write(Accepted(**put))) return absl::CancelledError("the client is gone");
+
+  while (stream.Read(&request)) {
+    switch (request.message_case()) {
+      case v1::PutSegmentsRequest::kChunk:
+        if (absl::Status s = AddChunk(**put, request.chunk()); !s.ok()) return s;
+        break;
+      case v1::PutSegmentsRequest::kCommit: {
+        absl::StatusOr<PutStats> stats = (*put)->Commit();
+        if (!stats.ok()) return stats.status();
+        Log(LogLevel::kInfo, "put.commit",
+            {{"stored", stats->segments_stored},
+             {"deduplicated", stats->segments_deduplicated},
+             {"received_bytes", stats->bytes_received},
+             {"exact_bytes", stats->exact_bytes},
+             {"compact_bytes", stats->compact_bytes},
+             {"max_relative_error", static_cast<double>(stats->max_relative_error)},
+             {"ms", absl::ToDoubleMilliseconds(absl::Now() - begun)}});
+        stream.Write(Committed(*stats));
+        return absl::OkStatus();
+      }
+      case v1::PutSegmentsRequest::kHeader:
+        return absl::InvalidArgumentError("a put has one header; open another stream");
+      case v1::PutSegmentsRequest::MESSAGE_NOT_SET:
+        return absl::InvalidArgumentError("a message of a put must be header, chunk or commit");
+    }
+  }
+  return absl::CancelledError("the put ended without a commit; nothing was stored");
+}
+
+}  // namespace fourierkv

@@ -1,0 +1,122 @@
+// fourierkv-server: stores, compresses and serves KV caches.
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "compute/backend/compute_backend.h"
+#include "compute/base/structured_log.h"
+#include "kv_service/rpc/admin_service.h"
+#include "kv_service/rpc/kv_cache_service.h"
+#include "kv_service/rpc/metrics_exporter.h"
+#include "kv_service/rpc/profile_service.h"
+#include "kv_service/rpc/service_core.h"
+#include "proto/support/server_runner.h"
+
+namespace fourierkv {
+namespace {
+
+struct Flags {
+  std::string listen = "127.0.0.1:7070";
+  std::string metrics = "127.0.0.1:0";
+  std::string device = "cpu";
+  int threads = 0;
+  uint64_t memory = uint64_t{4} << 30;
+  uint64_t scratch_memory = uint64_t{256} << 20;
+  int max_puts = 64;
+  double drain_seconds = 10;
+  bool reflection = true;
+  std::string log_level = "info";
+  std::string log_format = "text";
+};
+
+void Declare(CLI::App& app, Flags& flags) {
+  app.set_version_flag("--version", std::string("fourierkv-server ") + FOURIERKV_VERSION);
+  app.set_config("--config", "", "Read flags from a TOML or INI file; the command line wins");
+  app.add_option("--listen", flags.listen, "HOST:PORT (port 0: any free one) or unix:PATH")
+      ->capture_default_str();
+  app.add_option("--metrics", flags.metrics, "HOST:PORT of Prometheus /metrics; \"\" for none")
+      ->capture_default_str();
+  app.add_option("--memory", flags.memory, "Byte budget of the memory tier, as 512MB or 4GB")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(uint64_t{1} << 20, uint64_t{1} << 46))
+      ->default_str("4GB");
+  app.add_option("--scratch-memory", flags.scratch_memory,
+                 "Byte budget of forms made for a fetch and not kept")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(uint64_t{1} << 20, uint64_t{1} << 46))
+      ->default_str("256MB");
+  app.add_option("--max-puts", flags.max_puts, "Puts in progress at the same time")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  app.add_option("--device", flags.device, "Compute backend that encodes and decodes")
+      ->capture_default_str();
+  app.add_option("--threads", flags.threads, "Compute threads; 0: one per hardware thread")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--drain-seconds", flags.drain_seconds,
+                 "How long running calls may take to finish after SIGTERM")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  app.add_flag("--reflection,!--no-reflection", flags.reflection,
+               "Serve gRPC reflection (default)");
+  app.add_option("--log-level", flags.log_level, "debug, info, warning or error")
+      ->capture_default_str();
+  app.add_option("--log-format", flags.log_format, "text or json")->capture_default_str();
+}
+
+absl::Status Serve(const Flags& flags) {
+  if (absl::Status s = ConfigureLog(flags.log_level, flags.log_format); !s.ok()) return s;
+  absl::StatusOr<std::unique_ptr<ComputeBackend>> backend =
+      CreateBackend(flags.device, flags.threads);
+  if (!backend.ok()) return backend.status();
+  ServiceLimits limits;
+  limits.memory_bytes = static_cast<int64_t>(flags.memory);
+  limits.scratch_bytes = static_cast<int64_t>(flags.scratch_memory);
+  limits.max_puts = flags.max_puts;
+  ServiceCore core(*std::move(backend), limits);
+  Log(LogLevel::kInfo, "server.start",
+      {{"version", FOURIERKV_VERSION},
+       {"backend", core.backend->name()},
+       {"memory_bytes", limits.memory_bytes}});
+
+  std::unique_ptr<MetricsExporter> metrics;
+  if (!flags.metrics.empty()) {
+    absl::StatusOr<std::unique_ptr<MetricsExporter>> started =
+        MetricsExporter::Start(flags.metrics, &core);
+    if (!started.ok()) return started.status();
+    metrics = *std::move(started);
+    Log(LogLevel::kInfo, "metrics.listening", {{"address", metrics->address()}});
+  }
+
+  KvCacheServiceImpl cache(&core);
+  ProfileServiceImpl profiles(&core.profiles);
+  AdminServiceImpl admin(&core);
+  ServerOptions options;
+  options.listen = flags.listen;
+  options.reflection = flags.reflection;
+  options.drain_deadline = absl::Seconds(flags.drain_seconds);
+  options.max_receive_message_bytes = 16 << 20;
+  return RunServer(options, {&cache, &profiles, &admin});
+}
+
+}  // namespace
+}  // namespace fourierkv
+
+int main(int argc, char** argv) {
+  fourierkv::PrepareServerProcess();
+  CLI::App app{"Stores, compresses and serves the KV caches of large language models.",
+               "fourierkv-server"};
+  fourierkv::Flags flags;
+  fourierkv::Declare(app, flags);
+  CLI11_PARSE(app, argc, argv);
+  const absl::Status status = fourierkv::Serve(flags);
+  if (!status.ok()) {
+    std::fprintf(stderr, "fourierkv-server: %s\n", std::string(status.message()).c_str());
+    return 1;
+  }
+  return 0;
+}

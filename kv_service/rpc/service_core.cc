@@ -1,0 +1,46 @@
+#include "kv_service/rpc/service_core.h"
+
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "compute/base/structured_log.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr int64_t kSmallestMeasured = 256 << 10;
+constexpr double kNewShare = 0.2;
+
+void LogCorruption(const BlockKey& key, SegmentForm form, int layer, Part part,
+                   const absl::Status& status) {
+  Log(LogLevel::kError, "segment.corrupt",
+      {{"key", key.ToHex()},
+       {"form", FormName(form)},
+       {"layer", layer},
+       {"part", PartName(part)},
+       {"status", status}});
+}
+
+}  // namespace
+
+void BandwidthMeter::Record(int64_t bytes, absl::Duration elapsed) {
+  if (bytes < kSmallestMeasured || elapsed <= absl::ZeroDuration()) return;
+  const double now = static_cast<double>(bytes) / absl::ToDoubleSeconds(elapsed);
+  double old = rate_.load(std::memory_order_relaxed);
+  while (!rate_.compare_exchange_weak(old, old == 0 ? now : old + kNewShare * (now - old),
+                                      std::memory_order_relaxed)) {
+  }
+}
+
+ServiceCore::ServiceCore(std::unique_ptr<ComputeBackend> compute_backend,
+                         const ServiceLimits& limits)
+    : backend(std::move(compute_backend)),
+      metrics(std::make_shared<StoreMetrics>()),
+      budget(MemoryBudget::Create("segment memory (--memory)", limits.memory_bytes)),
+      scratch(MemoryBudget::Create("scratch memory (--scratch-memory)", limits.scratch_bytes)),
+      store(budget, metrics),
+      puts(&store, backend.get(), limits.max_puts),
+      reader(&store, backend.get(), scratch, LogCorruption),
+      started(absl::Now()) {}
+
+}  // namespace fourierkv

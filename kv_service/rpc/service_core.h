@@ -1,0 +1,55 @@
+// The gRPC-free service that the RPC classes expose, wired up once.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/time/time.h"
+#include "compute/backend/compute_backend.h"
+#include "kv_service/core/memory_budget.h"
+#include "kv_service/core/profile_store.h"
+#include "kv_service/core/put_session.h"
+#include "kv_service/core/segment_reader.h"
+#include "kv_service/core/segment_store.h"
+#include "kv_service/core/store_metrics.h"
+
+namespace fourierkv {
+
+struct ServiceLimits {
+  int64_t memory_bytes = int64_t{1} << 30;   // segments and puts in progress
+  int64_t scratch_bytes = int64_t{1} << 28;  // forms made for a fetch and not kept
+  int max_puts = 64;                         // at the same time
+};
+
+// Bytes per second of recent fetches, as clients drained them. Thread safe.
+class BandwidthMeter {
+ public:
+  // Ignores transfers too small to tell.
+  void Record(int64_t bytes, absl::Duration elapsed);
+  // 0 before the first record.
+  double bytes_per_second() const { return rate_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<double> rate_{0};
+};
+
+// Thread safe. Outlives the RPC classes.
+struct ServiceCore {
+  ServiceCore(std::unique_ptr<ComputeBackend> compute_backend, const ServiceLimits& limits);
+
+  std::unique_ptr<ComputeBackend> backend;
+  std::shared_ptr<StoreMetrics> metrics;
+  std::shared_ptr<MemoryBudget> budget;
+  std::shared_ptr<MemoryBudget> scratch;
+  SegmentStore store;
+  ProfileStore profiles;
+  PutManager puts;
+  SegmentReader reader;
+  BandwidthMeter fetch_bandwidth;
+  absl::Time started;
+};
+
+}  // namespace fourierkv
