@@ -97,6 +97,11 @@ absl::Status CompactKvCache::AfterAdvance() {
   return absl::OkStatus();
 }
 
+absl::Status CompactKvCache::Compact() {
+  if (absl::Status s = WaitUntilFilled(); !s.ok()) return s;
+  return AfterAdvance();
+}
+
 absl::Status CompactKvCache::SealOldest() {
   SealedSegment sealed;
   sealed.index = compact_segments() + 1;

@@ -48,6 +48,11 @@ class CompactKvCache final : public FillableKvCache {
   // is not being filled.
   absl::Status InstallCompact(int layer, int64_t segment, SharedBytes k_blob, SharedBytes v_blob);
 
+  // Encodes what Advance would, without waiting for it: for a cache that was filled with more exact
+  // tokens than it needs. Waits until the fill is complete; fails as Append and
+  // ComputeBackend::Encode do.
+  absl::Status Compact();
+
   // The segments encoded by this cache since the last call, oldest first.
   std::vector<SealedSegment> TakeSealed();
 

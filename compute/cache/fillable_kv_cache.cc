@@ -115,6 +115,13 @@ absl::Status FillableKvCache::Advance(int n) {
   return AfterAdvance();
 }
 
+absl::Status FillableKvCache::WaitUntilFilled() const {
+  for (int l = 0; l < geometry_.layers; ++l) {
+    if (absl::Status s = gate_.Wait(l); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
 void FillableKvCache::MoveToHole(int64_t n) {
   for (ExactLayer& layer : layers_) layer.Erase(hole_first_, n);
   hole_tokens_ += n;

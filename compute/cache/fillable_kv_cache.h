@@ -97,6 +97,8 @@ class FillableKvCache : public KvCache {
 
   int64_t exact_tokens() const { return length_ - hole_tokens_; }
   int64_t hole_tokens() const { return hole_tokens_; }
+  // As Append: OK once every layer is ready.
+  absl::Status WaitUntilFilled() const;
   // The hole's end moves n tokens on; they leave the exact store.
   void MoveToHole(int64_t n);
 

@@ -238,29 +238,38 @@ TEST_F(CompactKvCacheTest, AFillNeedsEverySegmentAndKeepsExactTokensOutOfTheComp
        {std::pair{kS, 1}, {kS - 1, 2}, {0, 700}, {4 * kS - 1, 1}, {3 * kS, 2 * kS}}) {
     EXPECT_TRUE(absl::IsInvalidArgument(cache->InstallExact(0, first, n, kv.data(), kv.data())));
   }
+  cache->FailFill(absl::UnavailableError("gone"));
+  EXPECT_EQ(cache->Compact(), absl::UnavailableError("gone"));
   ASSERT_TRUE(cache->InstallExact(0, 0, kS, kv.data(), kv.data()).ok());
   EXPECT_THAT(std::string(cache->MarkLayerReady(0).message()), HasSubstr("position 512"));
   ASSERT_TRUE(cache->InstallExact(0, 4 * kS, 700 - 4 * kS, kv.data(), kv.data()).ok());
   EXPECT_THAT(std::string(cache->MarkLayerReady(0).message()), HasSubstr("segment 1"));
 }
 
-TEST_F(CompactKvCacheTest, AFillWithFewerCompactSegmentsIsSealedAtTheNextAdvance) {
+TEST_F(CompactKvCacheTest, AFillWithFewerCompactSegmentsIsSealedOnDemandOrAtTheNextAdvance) {
   const TokenKv kv = RandomTokens(random_, 701);
-  auto cache = Make(100);
-  ASSERT_TRUE(cache->BeginFill({700, 0}, absl::InfiniteFuture()).ok());
-  for (int l = 0; l < kTestGeometry.layers; ++l) {
-    ASSERT_TRUE(cache
-                    ->InstallExact(l, 0, 700, ByHead(kv.k[l], 0, 700).data(),
-                                   ByHead(kv.v[l], 0, 700).data())
-                    .ok());
-    ASSERT_TRUE(cache->MarkLayerReady(l).ok());
+  auto cache = Make(100), early = Make(100);
+  for (CompactKvCache* filled : {cache.get(), early.get()}) {
+    ASSERT_TRUE(filled->BeginFill({700, 0}, absl::InfiniteFuture()).ok());
+    for (int l = 0; l < kTestGeometry.layers; ++l) {
+      ASSERT_TRUE(filled
+                      ->InstallExact(l, 0, 700, ByHead(kv.k[l], 0, 700).data(),
+                                     ByHead(kv.v[l], 0, 700).data())
+                      .ok());
+      ASSERT_TRUE(filled->MarkLayerReady(l).ok());
+    }
   }
+  ASSERT_TRUE(early->Compact().ok());
+  EXPECT_EQ(early->stats().compact_segments, 3);
   ASSERT_TRUE(AppendAll(*cache, kv, 700, 1).ok());
   EXPECT_EQ(cache->stats().compact_segments, 3);
+  ASSERT_TRUE(AppendAll(*early, kv, 700, 1).ok());
   auto computed = MakeFull(kv, 701, 100);
   const TokenKv next = RandomTokens(random_, 1);
   const auto q = RandomFloats(random_, kTestQueryHeads * kTestGeometry.head_dim);
-  EXPECT_EQ(AttendNext(*cache, 0, next, q), AttendNext(*computed, 0, next, q));
+  const std::vector<float> expected = AttendNext(*computed, 0, next, q);
+  EXPECT_EQ(AttendNext(*cache, 0, next, q), expected);
+  EXPECT_EQ(AttendNext(*early, 0, next, q), expected);
 }
 
 TEST_F(CompactKvCacheTest, CreateBoundsItsOptions) {
