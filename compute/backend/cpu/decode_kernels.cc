@@ -161,13 +161,19 @@ static HWY_INLINE void StoreKv(VF value, KvDtype dtype, uint16_t* to) {
   if (dtype == KvDtype::kBf16) {
     const hn::Rebind<uint16_t, DI> d16;
     hn::StoreU(hn::DemoteTo(d16, hn::BitCast(DI(), RoundToBf16Bits(value))), d16, to);
-  } else {
-    const hn::Rebind<hwy::float16_t, DF> fp16;
-    const hn::Rebind<uint16_t, DF> d16;
-    const VF limit = hn::Set(d, 65504.0f);
-    const VF clamped = hn::Min(hn::Max(value, hn::Neg(limit)), limit);
-    hn::StoreU(hn::BitCast(d16, hn::DemoteTo(fp16, clamped)), d16, to);
+    return;
   }
+  const VF limit = hn::Set(d, 65504.0f);
+  const VF clamped = hn::Min(hn::Max(value, hn::Neg(limit)), limit);
+#if HWY_TARGET == HWY_SSE4  // has no conversion, and Highway's stand-in truncates
+  HWY_ALIGN float lanes[kLanes];
+  hn::Store(clamped, d, lanes);
+  for (int l = 0; l < kLanes; ++l) to[l] = FloatToFp16(lanes[l]);
+#else
+  const hn::Rebind<hwy::float16_t, DF> fp16;
+  const hn::Rebind<uint16_t, DF> d16;
+  hn::StoreU(hn::BitCast(d16, hn::DemoteTo(fp16, clamped)), d16, to);
+#endif
 }
 
 static HWY_INLINE VF LoadKv(const uint16_t* from, KvDtype dtype) {

@@ -1,0 +1,300 @@
+// Encoding and decoding on every instruction set against the float64 reference.
+
+#include <cmath>
+#include <cstdlib>
+
+#include "absl/strings/match.h"
+#include "compute/base/bfloat16.h"
+#include "compute/codec/reference_codec.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/compute/backend/backend_test_util.h"
+
+namespace fourierkv {
+namespace {
+
+uint16_t U16At(const std::vector<std::byte>& payload, int64_t at) {
+  return static_cast<uint16_t>(std::to_integer<int>(payload[at]) |
+                               std::to_integer<int>(payload[at + 1]) << 8);
+}
+
+// Integers of a band, one by one: coefficients, nibbles, bytes or bf16 bit patterns.
+std::vector<int> Integers(const BandLayout& band, int tokens,
+                          const std::vector<std::byte>& payload) {
+  std::vector<int> values;
+  const int64_t begin = band.data_offset;
+  if (band.spectral()) {
+    for (int64_t i = 0; i < static_cast<int64_t>(band.size) * band.coefficients; ++i) {
+      values.push_back(std::to_integer<int8_t>(payload[begin + i]));
+    }
+    return values;
+  }
+  const int64_t bytes = static_cast<int64_t>(band.size) * tokens * band.bits / 8;
+  for (int64_t i = 0; i < bytes; i += band.bits == 16 ? 2 : 1) {
+    if (band.bits == 16) {
+      values.push_back(U16At(payload, begin + i));
+    } else if (band.bits == 8) {
+      values.push_back(std::to_integer<int>(payload[begin + i]));
+    } else {
+      values.push_back(std::to_integer<int>(payload[begin + i]) & 15);
+      values.push_back(std::to_integer<int>(payload[begin + i]) >> 4);
+    }
+  }
+  return values;
+}
+
+// Scales within one unit of their last place, integers within 1 and nearly all equal.
+void ExpectSamePayload(const PartLayout& layout, const std::vector<std::byte>& got,
+                       const std::vector<std::byte>& want) {
+  int64_t integers = 0;
+  int64_t different = 0;
+  for (const HeadLayout& head : layout.heads) {
+    for (const BandLayout& band : head.bands) {
+      for (int j = 0; band.bits != 16 && j < band.size; ++j) {
+        const int64_t at = band.scale_offset + 2 * j;
+        ASSERT_LE(std::abs(U16At(got, at) - U16At(want, at)), 1) << "scale of channel " << j;
+        if (band.spectral()) continue;
+        ASSERT_EQ(U16At(got, band.zero_offset + 2 * j), U16At(want, band.zero_offset + 2 * j));
+      }
+      const std::vector<int> a = Integers(band, layout.segment_tokens, got);
+      const std::vector<int> b = Integers(band, layout.segment_tokens, want);
+      for (size_t i = 0; i < a.size(); ++i) {
+        ASSERT_LE(std::abs(a[i] - b[i]), 1);
+        different += a[i] != b[i];
+      }
+      integers += static_cast<int64_t>(a.size());
+    }
+  }
+  EXPECT_LE(different, integers / 1000);
+}
+
+// The units in the last place between two values of one dtype.
+int UlpDistance(uint16_t a, uint16_t b) {
+  const auto ordered = [](uint16_t bits) { return bits & 0x8000 ? 0x8000 - bits : bits; };
+  return std::abs(ordered(a) - ordered(b));
+}
+
+class CodecParity : public testing::Test {
+ protected:
+  const uint64_t seed_ = FreshSeed();
+  std::mt19937_64 random_{seed_};
+  testing::ScopedTrace trace_{__FILE__, __LINE__, "seed " + std::to_string(seed_)};
+  std::unique_ptr<ComputeBackend> backend_ = CreateCpuBackend(2);
+};
+
+TEST_F(CodecParity, EncodeAgreesWithTheReference) {
+  for (const CodecCase& test : CodecCases()) {
+    SCOPED_TRACE(test.Name());
+    const auto layouts = RandomLayout(test, random_);
+    const PartLayout& layout = layouts->part(0, Part::kV);
+    const auto dense =
+        RandomKv(test.kv_heads, test.segment_tokens, test.head_dim, test.dtype, random_);
+    std::vector<std::byte> want(layout.payload_bytes);
+    const double want_error = reference::EncodePart(layout, test.dtype, dense, want);
+    ForEachTarget([&] {
+      std::vector<std::byte> got(layout.payload_bytes, std::byte{0xa5});
+      EncodeJob job{&layout, dense.data(),
+                    static_cast<int64_t>(test.segment_tokens) * test.head_dim, got.data()};
+      ASSERT_TRUE(backend_->Encode(test.dtype, {&job, 1}).ok());
+      ExpectSamePayload(layout, got, want);
+      EXPECT_NEAR(job.relative_error, want_error, 1e-3);
+    });
+  }
+}
+
+TEST_F(CodecParity, PaddingIsZeroed) {
+  const CodecCase test = {40, 1, 128, BasisKind::kDct2, {3}, {8}, KvDtype::kBf16};
+  const auto layouts = RandomLayout(test, random_);
+  const PartLayout& layout = layouts->part(0, Part::kK);
+  const auto dense = RandomKv(1, 128, 40, test.dtype, random_);
+  std::vector<std::byte> got(layout.payload_bytes, std::byte{0xff});
+  std::vector<std::byte> want(layout.payload_bytes);
+  EncodeJob job{&layout, dense.data(), 128 * 40, got.data()};
+  ASSERT_TRUE(backend_->Encode(test.dtype, {&job, 1}).ok());
+  const BandLayout& band = layout.heads[0].bands[0];
+  for (int64_t i = band.data_offset + 3 * band.size; i < layout.heads[0].bands[1].scale_offset;
+       ++i) {
+    EXPECT_EQ(got[i], std::byte{0});
+  }
+}
+
+TEST_F(CodecParity, DecodeAgreesWithTheReference) {
+  for (const CodecCase& test : CodecCases()) {
+    SCOPED_TRACE(test.Name());
+    const auto layouts = RandomLayout(test, random_);
+    const PartLayout& layout = layouts->part(0, Part::kK);
+    const auto dense =
+        RandomKv(test.kv_heads, test.segment_tokens, test.head_dim, test.dtype, random_);
+    std::vector<std::byte> payload(layout.payload_bytes);
+    reference::EncodePart(layout, test.dtype, dense, payload);
+    const std::vector<double> want = reference::DecodePart(layout, payload);
+    ForEachTarget([&] {
+      std::vector<uint16_t> got(dense.size());
+      const DecodeJob job{&layout, payload.data(), got.data(),
+                          static_cast<int64_t>(test.segment_tokens) * test.head_dim};
+      ASSERT_TRUE(backend_->Decode(test.dtype, {&job, 1}).ok());
+      int64_t different = 0;
+      for (size_t i = 0; i < want.size(); ++i) {
+        const uint16_t rounded = FloatToKv(static_cast<float>(want[i]), test.dtype);
+        different += rounded != got[i];
+        // Near zero, cancellation makes the last places of a float sum meaningless.
+        if (std::abs(want[i]) > 1e-3) {
+          ASSERT_LE(UlpDistance(rounded, got[i]), 1) << i;
+        } else {
+          ASSERT_NEAR(KvToFloat(got[i], test.dtype), want[i], 1e-5) << i;
+        }
+      }
+      EXPECT_LE(different, static_cast<int64_t>(want.size()) / 50);
+    });
+  }
+}
+
+TEST_F(CodecParity, HeadsMayStandApart) {
+  const CodecCase test = {64, 3, 128, BasisKind::kDct2, {4}, {4}, KvDtype::kBf16};
+  const auto layouts = RandomLayout(test, random_);
+  const PartLayout& layout = layouts->part(0, Part::kK);
+  const int64_t size = 128 * 64;
+  const int64_t stride = size + 64 * 5;
+  const auto adjacent = RandomKv(3, 128, 64, test.dtype, random_);
+  std::vector<uint16_t> apart(3 * stride, 0x7fc0);  // NaN between heads must not matter
+  for (int h = 0; h < 3; ++h) {
+    std::copy_n(adjacent.begin() + h * size, size, apart.begin() + h * stride);
+  }
+  std::vector<std::byte> a(layout.payload_bytes), b(layout.payload_bytes);
+  EncodeJob jobs[] = {{&layout, adjacent.data(), size, a.data()},
+                      {&layout, apart.data(), stride, b.data()}};
+  ASSERT_TRUE(backend_->Encode(test.dtype, jobs).ok());
+  EXPECT_EQ(a, b);
+  EXPECT_EQ(jobs[0].relative_error, jobs[1].relative_error);
+  std::vector<uint16_t> decoded(3 * stride, 0x1234);
+  const DecodeJob decode{&layout, a.data(), decoded.data(), stride};
+  ASSERT_TRUE(backend_->Decode(test.dtype, {&decode, 1}).ok());
+  EXPECT_EQ(decoded[size], 0x1234) << "between heads nothing is written";
+}
+
+TEST_F(CodecParity, ErrorOfExactlyRepresentableDataIsZero) {
+  const CodecCase test = {128, 1, 256, BasisKind::kDct2, {8}, {4, 8, 16}, KvDtype::kBf16};
+  const auto layouts = RandomLayout(test, random_);
+  const PartLayout& layout = layouts->part(0, Part::kK);
+  const std::vector<uint16_t> zeros(256 * 128);
+  std::vector<std::byte> payload(layout.payload_bytes);
+  EncodeJob job{&layout, zeros.data(), 256 * 128, payload.data(), 1.0f};
+  ASSERT_TRUE(backend_->Encode(test.dtype, {&job, 1}).ok());
+  EXPECT_EQ(job.relative_error, 0);
+}
+
+TEST_F(CodecParity, MagnitudesNearTheLimitsAreMeasured) {
+  for (const float magnitude : {1e-30f, 1e-22f, 1e25f, 0.9e30f}) {
+    SCOPED_TRACE(magnitude);
+    const CodecCase test = {64, 1, 128, BasisKind::kDct2, {8}, {4, 8, 16}, KvDtype::kBf16};
+    const auto layouts = RandomLayout(test, random_);
+    const PartLayout& layout = layouts->part(0, Part::kK);
+    auto dense = RandomKv(1, 128, 64, test.dtype, random_);
+    float largest = 0;
+    for (uint16_t x : dense) largest = std::max(largest, std::fabs(Bf16ToFloat(x)));
+    for (uint16_t& x : dense) x = FloatToBf16(Bf16ToFloat(x) / largest * magnitude);
+    std::vector<std::byte> want(layout.payload_bytes), got(layout.payload_bytes);
+    const double want_error = reference::EncodePart(layout, test.dtype, dense, want);
+    ForEachTarget([&] {
+      EncodeJob job{&layout, dense.data(), 128 * 64, got.data()};
+      ASSERT_TRUE(backend_->Encode(test.dtype, {&job, 1}).ok());
+      EXPECT_NEAR(job.relative_error, want_error, 1e-3);
+    });
+  }
+}
+
+TEST_F(CodecParity, ValuesThatAreNotFiniteAreRefusedByPlace) {
+  const CodecCase test = {80, 2, 128, BasisKind::kDct2, {8}, {4}, KvDtype::kBf16};
+  for (const KvDtype dtype : {KvDtype::kBf16, KvDtype::kFp16}) {
+    const auto layouts = RandomLayout(test, random_);
+    const PartLayout& layout = layouts->part(0, Part::kK);
+    std::vector<float> bad = {NAN, INFINITY, -INFINITY};
+    if (dtype == KvDtype::kBf16) bad.push_back(1.1e30f);
+    for (const float value : bad) {
+      for (const int channel : {0, 5, 79}) {
+        const int token = static_cast<int>(random_() % 128);
+        auto dense = RandomKv(2, 128, 80, dtype, random_);
+        dense[(128 + token) * 80 + channel] = FloatToKv(value, dtype);
+        std::vector<std::byte> payload(layout.payload_bytes);
+        ForEachTarget([&] {
+          EncodeJob job{&layout, dense.data(), 128 * 80, payload.data()};
+          const absl::Status status = backend_->Encode(dtype, {&job, 1});
+          EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+          EXPECT_THAT(std::string(status.message()),
+                      testing::HasSubstr("head 1, token " + std::to_string(token) +
+                                         " of the segment, channel " + std::to_string(channel)));
+        });
+      }
+    }
+  }
+}
+
+TEST_F(CodecParity, Fp16OverflowDecodesToTheLargestFiniteValue) {
+  const CodecCase test = {64, 1, 128, BasisKind::kDct2, {}, {16}, KvDtype::kFp16};
+  const auto layouts = RandomLayout(test, random_);
+  const PartLayout& layout = layouts->part(0, Part::kK);
+  std::vector<uint16_t> dense(128 * 64, FloatToBf16(-1e6f));
+  std::vector<std::byte> payload(layout.payload_bytes);
+  EncodeJob job{&layout, dense.data(), 128 * 64, payload.data()};
+  ASSERT_TRUE(backend_->Encode(KvDtype::kBf16, {&job, 1}).ok());
+  ForEachTarget([&] {
+    const DecodeJob decode{&layout, payload.data(), dense.data(), 128 * 64};
+    ASSERT_TRUE(backend_->Decode(KvDtype::kFp16, {&decode, 1}).ok());
+    EXPECT_EQ(Fp16ToFloat(dense[77]), -65504.0f);
+  });
+}
+
+TEST_F(CodecParity, PayloadsDoNotDependOnThreads) {
+  const CodecCase test = {96, 5, 256, BasisKind::kDct2, {8}, {4}, KvDtype::kBf16};
+  const auto layouts = RandomLayout(test, random_);
+  const PartLayout& layout = layouts->part(0, Part::kK);
+  const auto dense = RandomKv(5, 256, 96, test.dtype, random_);
+  std::vector<std::vector<std::byte>> payloads;
+  for (int threads : {1, 2, 3}) {
+    payloads.emplace_back(layout.payload_bytes);
+    EncodeJob job{&layout, dense.data(), 256 * 96, payloads.back().data()};
+    ASSERT_TRUE(CreateCpuBackend(threads)->Encode(test.dtype, {&job, 1}).ok());
+  }
+  EXPECT_EQ(payloads[0], payloads[1]);
+  EXPECT_EQ(payloads[0], payloads[2]);
+}
+
+TEST_F(CodecParity, BadJobsAreRefused) {
+  const CodecCase test = {64, 2, 128, BasisKind::kDct2, {8}, {4}, KvDtype::kBf16};
+  const auto layouts = RandomLayout(test, random_);
+  const PartLayout& layout = layouts->part(0, Part::kK);
+  auto dense = RandomKv(2, 128, 64, test.dtype, random_);
+  std::vector<std::byte> payload(layout.payload_bytes + 1);
+  const EncodeJob good{&layout, dense.data(), 128 * 64, payload.data()};
+  const auto expect_refused = [&](EncodeJob job, const char* field,
+                                  KvDtype dtype = KvDtype::kBf16) {
+    const absl::Status encode = backend_->Encode(dtype, {&job, 1});
+    EXPECT_EQ(encode.code(), absl::StatusCode::kInvalidArgument) << field;
+    EXPECT_THAT(std::string(encode.message()), testing::HasSubstr(field));
+    const DecodeJob decode_job{job.layout, job.payload, const_cast<uint16_t*>(job.dense),
+                               job.head_stride};
+    const absl::Status decode = backend_->Decode(dtype, {&decode_job, 1});
+    EXPECT_EQ(decode.code(), absl::StatusCode::kInvalidArgument) << field;
+    EXPECT_THAT(std::string(decode.message()), testing::HasSubstr(field));
+  };
+  EncodeJob job = good;
+  job.layout = nullptr;
+  expect_refused(job, "layout");
+  job = good;
+  job.dense = nullptr;
+  expect_refused(job, "dense");
+  job = good;
+  job.payload = nullptr;
+  expect_refused(job, "payload");
+  job = good;
+  job.payload = payload.data() + 1;
+  expect_refused(job, "aligned");
+  job = good;
+  job.head_stride = 128 * 64 - 1;
+  expect_refused(job, "head_stride");
+  expect_refused(good, "dtype", static_cast<KvDtype>(7));
+  EXPECT_TRUE(backend_->Encode(KvDtype::kBf16, {}).ok()) << "no jobs are no error";
+}
+
+}  // namespace
+}  // namespace fourierkv
