@@ -139,9 +139,9 @@ absl::Status CodecProfile::CheckFits(const KvGeometry& model) const {
                    GeometryText(model), ". Calibrate a profile for this model."));
 }
 
-// Which channels survive as a few coefficients depends on the model's weights, and a wrong guess costs
-// recall, so nothing is spectral here: 4 bits per channel and token, 3.9 times smaller, the mildest
-// compact form. `fourierkv profile calibrate` chooses spectral channels from data.
+// Which channels survive as a few coefficients depends on the model's weights, and a wrong guess
+// costs recall, so nothing is spectral here: 4 bits per channel and token, 3.9 times smaller, the
+// mildest compact form. `fourierkv profile calibrate` chooses spectral channels from data.
 CodecProfile DefaultProfile(const KvGeometry& geometry) {
   CodecProfile profile = UniformProfile(geometry, 0, 0, 1, 4);
   profile.name = "default-int4";
