@@ -186,7 +186,8 @@ class PrefillRun {
     options.on_qkv = [&](int layer, int64_t, int, const float*, const float* k, const float* v) {
       return SendLayer(first, n, layer, k, v, uploader);
     };
-    if (absl::Status s = runner.Forward(tokens, cache, nullptr, options); !s.ok()) return s;
+    ForwardOutput no_logits;
+    if (absl::Status s = runner.Forward(tokens, cache, &no_logits, options); !s.ok()) return s;
     return uploader.CommitPut();
   }
 
