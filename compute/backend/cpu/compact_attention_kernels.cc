@@ -40,30 +40,48 @@ static void Rescale(const ChannelPlan& v, const RunState& state, int g, float fa
   state.sum[g] *= factor;
 }
 
-// Turns the scores of query head g, at `weights`, into weights; returns their sum.
-static float SegmentWeights(const ChannelPlan& v, const RunState& state, int g, float* weights) {
+// Turns scores of query heads g0 ... into weights; sums[g] is the sum of the segment's.
+template <int GT>
+HWY_INLINE void SegmentWeights(const ChannelPlan& v, const RunState& state, int g0, float* sums) {
   const DF d;
-  VF largest = hn::Load(d, weights);
-  for (int t = kLanes; t < v.tokens; t += kLanes) {
-    largest = hn::Max(largest, hn::Load(d, weights + t));
-  }
-  const float max = LargestLane(largest);
-  if (max > state.max[g]) {
-    if (state.sum[g] > 0) {
-      Rescale(v, state, g, hn::GetLane(Exp2(hn::Set(d, state.max[g] - max))));
+  const int64_t size = static_cast<int64_t>(v.tokens) * GT;
+  float* weights = state.weights;
+  VF largest[GT];
+  HWY_UNROLL(4)
+  for (int g = 0; g < GT; ++g) largest[g] = hn::Load(d, weights + g * kLanes);
+  for (int64_t at = GT * kLanes; at < size; at += GT * kLanes) {
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) {
+      largest[g] = hn::Max(largest[g], hn::Load(d, weights + at + g * kLanes));
     }
-    state.max[g] = max;
   }
-  const VF origin = hn::Set(d, state.max[g]);
-  VF sum = hn::Zero(d);
-  for (int t = 0; t < v.tokens; t += kLanes) {
-    const VF weight = Exp2(hn::Sub(hn::Load(d, weights + t), origin));
-    hn::Store(weight, d, weights + t);
-    sum = hn::Add(sum, weight);
+  VF origin[GT];
+  VF sum[GT];
+  HWY_UNROLL(4)
+  for (int g = 0; g < GT; ++g) {
+    const float max = LargestLane(largest[g]);
+    float& running = state.max[g0 + g];
+    if (max > running) {
+      if (state.sum[g0 + g] > 0) {
+        Rescale(v, state, g0 + g, hn::GetLane(Exp2(hn::Set(d, running - max))));
+      }
+      running = max;
+    }
+    origin[g] = hn::Set(d, running);
+    sum[g] = hn::Zero(d);
   }
-  const float total = SumLanes(sum);
-  state.sum[g] += total;
-  return total;
+  for (int64_t at = 0; at < size; at += GT * kLanes) {
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) {
+      const VF weight = Exp2(hn::Sub(hn::Load(d, weights + at + g * kLanes), origin[g]));
+      hn::Store(weight, d, weights + at + g * kLanes);
+      sum[g] = hn::Add(sum[g], weight);
+    }
+  }
+  for (int g = 0; g < GT; ++g) {
+    sums[g] = SumLanes(sum[g]);
+    state.sum[g0 + g] += sums[g];
+  }
 }
 
 template <int GT>
@@ -71,9 +89,7 @@ void AttendSegment(const ChannelPlan& k, const ChannelPlan& v, const RunState& s
                    const CompactBlock& block, const CompactBlock& next) {
   SegmentScores<GT>(k, state, state.q + static_cast<int64_t>(g0) * k.size, block.k, next.k);
   float sums[GT];
-  for (int g = 0; g < GT; ++g) {
-    sums[g] = SegmentWeights(v, state, g0 + g, state.weights + g * v.tokens);
-  }
+  SegmentWeights<GT>(v, state, g0, sums);
   SegmentOutputs<GT>(v, state, g0, sums, block.v, next.v);
 }
 
@@ -88,6 +104,8 @@ static RunState NewRunState(const ChannelPlan& k, const ChannelPlan& v, const Co
   state.q = arena.Take<float>(static_cast<int64_t>(run.group) * k.size);
   state.linear = arena.Take<float>(linear_size);
   state.lanes = arena.Take<float>(lanes_size);
+  state.k_basis = ReorderBasis(*k.layout.basis, k.head.max_coefficients, arena);
+  state.v_basis = ReorderBasis(*v.layout.basis, v.head.max_coefficients, arena);
   state.k_scale = arena.Take<float>(k.size);
   state.k_offset = arena.Take<float>(k.size);
   state.v_scale = arena.Take<float>(v.size);

@@ -26,17 +26,18 @@ HWY_INLINE void ProjectWeights(const ChannelPlan& v, const RunState& state) {
     const float* column[4];  // columns beyond M repeat the last one and are not used
     HWY_UNROLL(4)
     for (int mm = 0; mm < 4; ++mm) {
-      column[mm] = v.layout.basis->column(std::min(m0 + mm, count - 1));
+      column[mm] = state.v_basis + static_cast<int64_t>(std::min(m0 + mm, count - 1)) * v.tokens;
       HWY_UNROLL(4)
       for (int g = 0; g < GT; ++g) acc[mm][g] = hn::Zero(d);
     }
-    for (int t = 0; t < v.tokens; t += kLanes) {
+    const float* weights = state.weights;
+    for (int t = 0; t < v.tokens; t += kLanes, weights += GT * kLanes) {
       VF weight[GT];
       HWY_UNROLL(4)
-      for (int g = 0; g < GT; ++g) weight[g] = hn::Load(d, state.weights + g * v.tokens + t);
+      for (int g = 0; g < GT; ++g) weight[g] = hn::Load(d, weights + g * kLanes);
       HWY_UNROLL(4)
       for (int mm = 0; mm < 4; ++mm) {
-        const VF basis = hn::LoadU(d, column[mm] + t);
+        const VF basis = hn::Load(d, column[mm] + t);
         HWY_UNROLL(4)
         for (int g = 0; g < GT; ++g) acc[mm][g] = hn::MulAdd(basis, weight[g], acc[mm][g]);
       }
@@ -49,8 +50,9 @@ HWY_INLINE void ProjectWeights(const ChannelPlan& v, const RunState& state) {
   }
 }
 
-// linear[g][j] += scale * sum over m of c[m][j] * b[g][m] for XT vectors of channels from x.
-template <int GT, int XT>
+// linear[g][j] += scale * sum over m of c[m][j] * b[g][m] for XT vectors of channels from x. The
+// last vector of the last row must not be read past the band's end.
+template <int GT, int XT, bool kLast>
 HWY_INLINE void AddSpectralVectors(const ChannelPlan& v, const RunState& state, int b,
                                    const std::byte* payload, float* linear, int x) {
   const DF d;
@@ -73,7 +75,12 @@ HWY_INLINE void AddSpectralVectors(const ChannelPlan& v, const RunState& state, 
     HWY_UNROLL(2)
     for (int xx = 0; xx < XT; ++xx) {
       const int64_t at = row + xx * kLanes;
-      const VF c = LoadInt8UpTo(data + at, total - at);
+      VF c;
+      if constexpr (kLast) {
+        c = LoadInt8UpTo(data + at, total - at);
+      } else {
+        c = LoadInt8(data + at);
+      }
       HWY_UNROLL(4)
       for (int g = 0; g < GT; ++g) acc[xx][g] = hn::MulAdd(c, weight[g], acc[xx][g]);
     }
@@ -98,10 +105,12 @@ HWY_INLINE void AddSpectral(const ChannelPlan& v, const RunState& state, const s
     PrefetchRow(reinterpret_cast<const uint8_t*>(next), band.scale_offset,
                 (static_cast<int64_t>(band.coefficients) + 2) * band.size);
     int x = 0;
-    for (; x + kLanes < band.size; x += 2 * kLanes) {
-      AddSpectralVectors<GT, 2>(v, state, b, payload, linear, x);
+    for (; x + 2 * kLanes <= band.size; x += 2 * kLanes) {
+      AddSpectralVectors<GT, 2, false>(v, state, b, payload, linear, x);
     }
-    if (x < band.size) AddSpectralVectors<GT, 1>(v, state, b, payload, linear, x);
+    for (; x < band.size; x += kLanes) {
+      AddSpectralVectors<GT, 1, true>(v, state, b, payload, linear, x);
+    }
   }
 }
 
@@ -111,13 +120,13 @@ constexpr int kChannelTile = GT == 1 ? 4 : 2;
 
 template <class Format, int GT, int JT, int K = 0>
 HWY_INLINE void AddWeighted(const VU (&words)[JT], const uint8_t* const (&rows)[JT], int i,
-                            int eighth, const float* weights, int tokens, VF (&acc)[JT][GT]) {
+                            int eighth, const float* weights, VF (&acc)[JT][GT]) {
   if constexpr (K < 8) {
     const DF d;
     VF weight[GT];
     HWY_UNROLL(4)
     for (int g = 0; g < GT; ++g) {
-      weight[g] = hn::Load(d, weights + g * tokens + K * eighth + i * kLanes);
+      weight[g] = hn::Load(d, weights + (K * GT + g) * kLanes);
     }
     HWY_UNROLL(4)
     for (int j = 0; j < JT; ++j) {
@@ -125,7 +134,7 @@ HWY_INLINE void AddWeighted(const VU (&words)[JT], const uint8_t* const (&rows)[
       HWY_UNROLL(4)
       for (int g = 0; g < GT; ++g) acc[j][g] = hn::MulAdd(value, weight[g], acc[j][g]);
     }
-    AddWeighted<Format, GT, JT, K + 1>(words, rows, i, eighth, weights, tokens, acc);
+    AddWeighted<Format, GT, JT, K + 1>(words, rows, i, eighth, weights, acc);
   }
 }
 
@@ -147,18 +156,20 @@ HWY_INLINE void AddResidentTile(const ChannelPlan& v, const RunState& state, con
     HWY_UNROLL(4)
     for (int g = 0; g < GT; ++g) acc[j][g] = hn::Zero(d);
   }
-  for (int i = 0; i < eighth / kLanes; ++i) {
+  const float* weights = state.weights;
+  for (int i = 0; i < eighth / kLanes; ++i, weights += 8 * GT * kLanes) {
     VU words[JT];
     HWY_UNROLL(4)
     for (int j = 0; j < JT; ++j) words[j] = Format::Begin(rows[j], i);
-    AddWeighted<Format, GT, JT>(words, rows, i, eighth, state.weights, v.tokens, acc);
+    AddWeighted<Format, GT, JT>(words, rows, i, eighth, weights, acc);
   }
+  const int64_t out_stride = static_cast<int64_t>(state.group) * kLanes;
   HWY_UNROLL(4)
   for (int j = 0; j < JT; ++j) {
     const VF scale = hn::Set(d, scales[j0 + j]);
+    float* out = lanes + (j0 + j) * out_stride;
     HWY_UNROLL(4)
-    for (int g = 0; g < GT; ++g) {
-      float* out = lanes + (static_cast<int64_t>(j0 + j) * state.group + g) * kLanes;
+    for (int g = 0; g < GT; ++g, out += kLanes) {
       hn::Store(hn::MulAdd(scale, acc[j][g], hn::Load(d, out)), d, out);
     }
   }

@@ -16,6 +16,11 @@ HWY_BEFORE_NAMESPACE();
 namespace fourierkv::cpu {
 namespace HWY_NAMESPACE {
 
+// Arrays over the tokens of a segment hold them in *vector order*: vector 8 i + K of kLanes floats
+// has tokens K * S/8 + i * kLanes and up. It is the order in which words of 4-bit integers unpack,
+// and makes every address in the inner loops a constant away from one pointer. Weights (and scores
+// before them) are [S / kLanes][GT][kLanes] for the GT query heads in hand.
+
 // Query heads handled at once, which share the unpacking of integers.
 constexpr int kMaxGroupTile = 4;
 // Floats between the coefficient rows of two query heads: the largest M of a profile.
@@ -56,12 +61,14 @@ struct RunState {
   float* lanes =
       nullptr;  // [v.size - v.resident_start][group][kLanes]: residents, lanes not yet summed
 
+  const float* k_basis = nullptr;  // [M][S] in vector order
+  const float* v_basis = nullptr;
   float* k_scale = nullptr;  // [k.size]; offsets are 0 for spectral channels
   float* k_offset = nullptr;
   float* v_scale = nullptr;  // [v.size]
   float* v_offset = nullptr;
   float* scaled_q = nullptr;      // [kMaxGroupTile][k.size]
-  float* weights = nullptr;       // [kMaxGroupTile][S]: scores, then weights
+  float* weights = nullptr;       // [S / kLanes][GT][kLanes]: scores, then weights
   float* coefficients = nullptr;  // [kMaxGroupTile][kCoefficientStride]: a, then b
 };
 
@@ -105,6 +112,22 @@ struct Bf16Format {
     return LoadBf16(reinterpret_cast<const uint16_t*>(row) + K * eighth + i * kLanes);
   }
 };
+
+// The first `columns` columns in vector order.
+static const float* ReorderBasis(const Basis& basis, int columns, ScratchArena& arena) {
+  const DF d;
+  const int tokens = basis.segment_tokens();
+  float* to = arena.Take<float>(static_cast<int64_t>(columns) * tokens);
+  float* out = to;
+  for (int m = 0; m < columns; ++m) {
+    for (int i = 0; i < tokens / 8; i += kLanes) {
+      for (int k = 0; k < 8; ++k, out += kLanes) {
+        hn::Store(hn::LoadU(d, basis.column(m) + k * (tokens / 8) + i), d, out);
+      }
+    }
+  }
+  return to;
+}
 
 // Scales and offsets of a segment's channels as floats, adjusted to the formats above.
 static void ExpandScales(const ChannelPlan& plan, const std::byte* payload, float* scale,

@@ -36,6 +36,28 @@ HWY_INLINE void ScaleQueries(const ChannelPlan& k, const RunState& state, const 
   for (int g = 0; g < GT; ++g) constant[g] = SumLanes(sums[g]);
 }
 
+// One vector of channels of four rows. `left`: bytes to the end of the band, which the last vector
+// of the last row would pass.
+template <int GT, bool kLast>
+HWY_INLINE void ProjectVector(const int8_t* data, const int64_t (&row)[4], int64_t left,
+                              const float* q, int q_stride, VF (&acc)[4][GT]) {
+  const DF d;
+  VF query[GT];
+  HWY_UNROLL(4)
+  for (int g = 0; g < GT; ++g) query[g] = hn::Load(d, q + g * q_stride);
+  HWY_UNROLL(4)
+  for (int mm = 0; mm < 4; ++mm) {
+    VF c;
+    if constexpr (kLast) {
+      c = LoadInt8UpTo(data + row[mm], left - row[mm]);
+    } else {
+      c = LoadInt8(data + row[mm]);
+    }
+    HWY_UNROLL(4)
+    for (int g = 0; g < GT; ++g) acc[mm][g] = hn::MulAdd(c, query[g], acc[mm][g]);
+  }
+}
+
 // coefficients[g][m] = a = sum over spectral channels j of c[m][j] * scaled_q[g][j], four m at a
 // time.
 template <int GT>
@@ -59,17 +81,12 @@ HWY_INLINE void ProjectQueries(const ChannelPlan& k, const RunState& state,
         HWY_UNROLL(4)
         for (int g = 0; g < GT; ++g) acc[mm][g] = hn::Zero(d);
       }
-      for (int x = 0; x < band.size; x += kLanes) {
-        const float* q = state.scaled_q + k.start[b] + x;
-        HWY_UNROLL(4)
-        for (int mm = 0; mm < 4; ++mm) {
-          const VF c = LoadInt8UpTo(data + row[mm] + x, total - row[mm] - x);
-          HWY_UNROLL(4)
-          for (int g = 0; g < GT; ++g) {
-            acc[mm][g] = hn::MulAdd(c, hn::Load(d, q + g * k.size), acc[mm][g]);
-          }
-        }
+      const float* q = state.scaled_q + k.start[b];
+      int x = 0;
+      for (; x + kLanes <= band.size; x += kLanes) {
+        ProjectVector<GT, false>(data + x, row, total - x, q + x, k.size, acc);
       }
+      if (x < band.size) ProjectVector<GT, true>(data + x, row, total - x, q + x, k.size, acc);
       for (int g = 0; g < GT; ++g) {
         HWY_ALIGN float sums[4];
         hn::Store(SumLanes4(acc[0][g], acc[1][g], acc[2][g], acc[3][g]), D4(), sums);
@@ -125,28 +142,27 @@ HWY_INLINE void ScorePass(const ChannelPlan& k, const RunState& state, const std
                           const std::byte* next, const float* constant, int i) {
   constexpr int kVectors = kScoreVectors<GT>;
   const DF d;
-  const int eighth = k.tokens / 8;
+  const int vector = 8 * i + K0;
   ScoreTile<GT> acc;
   HWY_UNROLL(8)
   for (int v = 0; v < kVectors; ++v) {
     HWY_UNROLL(4)
     for (int g = 0; g < GT; ++g) acc[v][g] = hn::Set(d, constant[g]);
   }
-  const int first = K0 * eighth + i * kLanes;
-  for (int m = 0; m < k.head.max_coefficients; ++m) {
-    const float* column = k.layout.basis->column(m) + first;
+  const float* basis = state.k_basis + vector * kLanes;
+  const float* coefficients = state.coefficients;
+  for (int m = 0; m < k.head.max_coefficients; ++m, basis += k.tokens) {
     VF a[GT];
     HWY_UNROLL(4)
-    for (int g = 0; g < GT; ++g) {
-      a[g] = hn::Set(d, state.coefficients[g * kCoefficientStride + m]);
-    }
+    for (int g = 0; g < GT; ++g) a[g] = hn::Set(d, coefficients[g * kCoefficientStride + m]);
     HWY_UNROLL(8)
     for (int v = 0; v < kVectors; ++v) {
-      const VF basis = hn::LoadU(d, column + v * eighth);
+      const VF column = hn::Load(d, basis + v * kLanes);
       HWY_UNROLL(4)
-      for (int g = 0; g < GT; ++g) acc[v][g] = hn::MulAdd(basis, a[g], acc[v][g]);
+      for (int g = 0; g < GT; ++g) acc[v][g] = hn::MulAdd(column, a[g], acc[v][g]);
     }
   }
+  const int eighth = k.tokens / 8;
   for (int b = 0; b < k.bands; ++b) {
     const BandLayout& band = k.head.bands[b];
     if (band.spectral()) continue;
@@ -159,12 +175,11 @@ HWY_INLINE void ScorePass(const ChannelPlan& k, const RunState& state, const std
       AddResidents<Bf16Format, GT, K0>(band, payload, next, q, k.size, i, eighth, acc);
     }
   }
+  float* scores = state.weights + vector * GT * kLanes;
   HWY_UNROLL(8)
   for (int v = 0; v < kVectors; ++v) {
     HWY_UNROLL(4)
-    for (int g = 0; g < GT; ++g) {
-      hn::Store(acc[v][g], d, state.weights + g * k.tokens + first + v * eighth);
-    }
+    for (int g = 0; g < GT; ++g) hn::Store(acc[v][g], d, scores + (v * GT + g) * kLanes);
   }
 }
 
@@ -177,14 +192,14 @@ HWY_INLINE void ScorePasses(const ChannelPlan& k, const RunState& state, const s
   }
 }
 
-// state.weights[g] = scores of query heads q[g] (rows of state.q), in units of log 2.
+// state.weights = scores of GT query heads, rows of state.q at q, in units of log 2.
 template <int GT>
 HWY_INLINE void SegmentScores(const ChannelPlan& k, const RunState& state, const float* q,
                               const std::byte* payload, const std::byte* next) {
   float constant[GT];
   ScaleQueries<GT>(k, state, q, constant);
   ProjectQueries<GT>(k, state, payload, next);
-  for (int i = 0; i < k.tokens / 8 / kLanes; ++i) {
+  for (int i = 0; i < k.tokens / (8 * kLanes); ++i) {
     ScorePasses<GT>(k, state, payload, next, constant, i);
   }
 }

@@ -123,10 +123,8 @@ TEST_F(Attention, ChunkEqualsOneByOne) {
     kv.exact = exact;
     const std::vector<float> q1(q.begin() + i * kHeads * 80, q.begin() + (i + 1) * kHeads * 80);
     const Result one = Run(*backend_, kv, q1, 1, kHeads, 0.1f);
-    for (size_t j = 0; j < q1.size(); ++j) {
-      const float same = chunk.out[i * q1.size() + j];
-      ASSERT_NEAR(one.out[j], same, 2e-5f * std::max(1.0f, std::fabs(same)));
-    }
+    const auto row = chunk.out.begin() + i * q1.size();
+    EXPECT_LE(RelativeError(one.out, std::vector<double>(row, row + q1.size())), 1e-5);
     for (int h = 0; h < kHeads; ++h) ASSERT_NEAR(one.lse[h], chunk.lse[i * kHeads + h], 1e-4);
   }
 }
@@ -143,7 +141,7 @@ TEST_F(Attention, LargeLogitsNeitherOverflowNorLoseTheirMaximum) {
       // Logits of 1e4 and more carry rounding errors of about 1e-3 in float.
       EXPECT_LE(RelativeError(got.out, want.out), 2e-2);
       for (size_t i = 0; i < got.lse.size(); ++i) {
-        ASSERT_NEAR(got.lse[i], want.lse[i], 1e-5 * std::abs(want.lse[i]));
+        ASSERT_NEAR(got.lse[i], want.lse[i], 1e-2);
       }
     });
   }
