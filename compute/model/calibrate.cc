@@ -57,53 +57,57 @@ ChannelValues OutputSensitivity(const ModelConfig& c, const LlamaLayer& layer) {
   return sensitivity;
 }
 
-ChannelValues Product(ChannelValues a, const ChannelValues& b) {
-  for (size_t i = 0; i < a.size(); ++i) a[i] *= b[i];
-  return a;
+void AppendProduct(const ChannelValues& a, const ChannelValues& b, ChannelValues* out) {
+  for (size_t i = 0; i < a.size(); ++i) out->push_back(a[i] * b[i]);
 }
 
-// How much room K or V of a layer gets.
+// How much room K or V get.
 struct Shares {
   double spectral = 0;
   double precise = 0;
 };
 
-// Sorts `channels` (ids over all heads) into the bands of their heads.
-void Assign(std::vector<int> channels, const ChannelValues& harm, Shares shares,
-            const CalibrationOptions& options, int head_dim,
-            const std::vector<HeadProfile*>& heads) {
-  std::stable_sort(channels.begin(), channels.end(),
-                   [&](int a, int b) { return harm[a] < harm[b]; });
-  const auto count = static_cast<double>(channels.size());
-  const auto spectral = static_cast<size_t>(std::floor(shares.spectral * count + 1e-9));
-  const auto precise = std::min(channels.size() - spectral,
-                                static_cast<size_t>(std::floor(shares.precise * count + 1e-9)));
-  const auto add_band = [&](size_t first, size_t last, int coefficients, int bits) {
-    std::sort(channels.begin() + first, channels.begin() + last);
-    for (size_t i = first; i < last; ++i) {
-      std::vector<Band>& bands = heads[channels[i] / head_dim]->bands;
+// Sorts channels [first, last) of `harm`, which covers all heads of all layers, into the bands of
+// their heads: the least harmful spectral, the most harmful precise.
+void Assign(const ChannelValues& harm, int first, int last, Shares shares,
+            const CalibrationOptions& options, Part part, CodecProfile* profile) {
+  std::vector<int> order(last - first);
+  std::iota(order.begin(), order.end(), first);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return harm[a] < harm[b]; });
+  const auto share = [&](double of) {
+    return static_cast<size_t>(std::floor(of * static_cast<double>(order.size()) + 1e-9));
+  };
+  const size_t spectral = share(shares.spectral);
+  const size_t precise = order.size() - std::min(order.size() - spectral, share(shares.precise));
+
+  const KvGeometry& g = profile->geometry;
+  const auto add_band = [&](size_t from, size_t to, int coefficients, int bits) {
+    std::sort(order.begin() + from, order.begin() + to);
+    for (size_t i = from; i < to; ++i) {
+      const int head = order[i] / g.head_dim;
+      std::vector<Band>& bands = profile->head(head / g.kv_heads, head % g.kv_heads, part).bands;
       const bool open =
           !bands.empty() && bands.back().coefficients == coefficients && bands.back().bits == bits;
       if (!open) bands.push_back({coefficients, bits, {}});
-      bands.back().channels.push_back(static_cast<uint16_t>(channels[i] % head_dim));
+      bands.back().channels.push_back(static_cast<uint16_t>(order[i] % g.head_dim));
     }
   };
   add_band(0, spectral, options.coefficients, 8);
-  add_band(spectral, channels.size() - precise, 0, options.resident_bits);
-  add_band(channels.size() - precise, channels.size(), 0, 8);
+  add_band(spectral, precise, 0, options.resident_bits);
+  add_band(precise, order.size(), 0, 8);
 }
 
-void AssignLayer(const ChannelValues& harm, Shares shares, const CalibrationOptions& options,
-                 int layer, Part part, CodecProfile* profile) {
-  const int head_dim = profile->geometry.head_dim, kv_heads = profile->geometry.kv_heads;
-  std::vector<HeadProfile*> heads;
-  for (int h = 0; h < kv_heads; ++h) heads.push_back(&profile->head(layer, h, part));
-  const int pool = options.pool_heads ? kv_heads : 1;
-  for (int h = 0; h < kv_heads; h += pool) {
-    std::vector<int> channels(static_cast<size_t>(pool) * head_dim);
-    std::iota(channels.begin(), channels.end(), h * head_dim);
-    Assign(std::move(channels), harm, shares, options, head_dim, heads);
+// The number of channels that compete for room.
+int PoolSize(const KvGeometry& g, ChannelPool pool) {
+  switch (pool) {
+    case ChannelPool::kHead:
+      return g.head_dim;
+    case ChannelPool::kLayer:
+      return g.head_dim * g.kv_heads;
+    case ChannelPool::kModel:
+      break;
   }
+  return g.head_dim * g.kv_heads * g.layers;
 }
 
 absl::Status CheckOptions(const CalibrationOptions& o, size_t tokens) {
@@ -197,12 +201,20 @@ absl::StatusOr<CodecProfile> Calibrate(std::shared_ptr<const LlamaModel> model,
   profile.basis = options.basis;
   profile.segment_tokens = segment;
   profile.heads.resize(static_cast<size_t>(config.layers) * config.kv_heads * 2);
+  ChannelValues k_harm, v_harm;  // of all layers
   for (int l = 0; l < config.layers; ++l) {
-    const LayerStatistics& statistics = collector.layer(l);
-    AssignLayer(Product(statistics.k_lost, statistics.query_energy),
-                {options.k_spectral, options.k_precise}, options, l, Part::kK, &profile);
-    AssignLayer(Product(statistics.v_lost, OutputSensitivity(config, model->layers()[l])),
-                {options.v_spectral, options.v_precise}, options, l, Part::kV, &profile);
+    const LayerStatistics& of = collector.layer(l);
+    AppendProduct(of.k_lost, of.query_energy, &k_harm);
+    AppendProduct(of.v_lost, OutputSensitivity(config, model->layers()[l]), &v_harm);
+  }
+  const int channels = static_cast<int>(k_harm.size());
+  const int pool_size = PoolSize(profile.geometry, options.pool);
+  for (int first = 0; first < channels; first += pool_size) {
+    const int last = first + pool_size;
+    Assign(k_harm, first, last, {options.k_spectral, options.k_precise}, options, Part::kK,
+           &profile);
+    Assign(v_harm, first, last, {options.v_spectral, options.v_precise}, options, Part::kV,
+           &profile);
   }
   if (s = profile.Validate(); !s.ok()) return s;
   return profile;

@@ -15,20 +15,23 @@
 
 namespace fourierkv {
 
+// Over what the shares of CalibrationOptions hold: within it, channels compete by the harm their
+// loss does.
+enum class ChannelPool { kHead, kLayer, kModel };
+
 struct CalibrationOptions {
   std::string name;
-  double k_spectral = 0.7;  // share of a layer's channels, 0 to 1
+  double k_spectral = 0.7;  // share of a pool's channels, 0 to 1
   double v_spectral = 0.5;
   BasisKind basis = BasisKind::kDct2;
   int coefficients = 8;  // per spectral channel and segment; 1 for basis `mean`
   int resident_bits = 4;
-  // Share of a layer's channels that are resident in 8 bits: the most harmful ones. The rest of the
+  // Share of a pool's channels that are resident in 8 bits: the most harmful ones. The rest of the
   // resident channels take resident_bits.
   double k_precise = 0;
   double v_precise = 0;
   int segment_tokens = 256;
-  // True: the shares hold over all heads of a layer, so that heads differ. False: in each head.
-  bool pool_heads = true;
+  ChannelPool pool = ChannelPool::kLayer;
 };
 
 // Runs `tokens` through the model and scores every channel d of K and V of every KV head:

@@ -60,13 +60,23 @@ TEST_F(CalibrateTest, SharesHoldPerLayer) {
 }
 
 TEST_F(CalibrateTest, SharesHoldPerHeadIfAsked) {
-  options_.pool_heads = false;
+  options_.pool = ChannelPool::kHead;
   options_.k_spectral = 0.5;
   const auto profile = Run();
   ASSERT_TRUE(profile.ok()) << profile.status();
   for (int head = 0; head < 2; ++head) {
     EXPECT_EQ(Channels(*profile, 1, head, Part::kK, true, 8), 4);
   }
+}
+
+TEST_F(CalibrateTest, SharesHoldOverTheModelIfAsked) {
+  options_.pool = ChannelPool::kModel;
+  options_.v_spectral = 0.3;
+  const auto profile = Run();
+  ASSERT_TRUE(profile.ok()) << profile.status();
+  int spectral = 0;
+  for (int i = 0; i < 4; ++i) spectral += Channels(*profile, i / 2, i % 2, Part::kV, true, 8);
+  EXPECT_EQ(spectral, 9);  // of 32
 }
 
 TEST_F(CalibrateTest, AllOrNothingIsAllowed) {

@@ -26,7 +26,7 @@ struct Flags {
   std::vector<int> coefficients = {8};
   int bits = 4, facts = 24, length = 8192, seeds = 1, calibration_tokens = 8192;
   int64_t window = 256;
-  bool per_head = false;
+  ChannelPool pool = ChannelPool::kLayer;
 };
 
 struct Context {
@@ -118,11 +118,14 @@ class Evaluation {
     options.v_precise = vp;
     options.coefficients = m;
     options.resident_bits = flags_.bits;
-    options.pool_heads = !flags_.per_head;
+    options.pool = flags_.pool;
     const CodecProfile profile = Check(Calibrate(model_, pool_, backend_.get(), tokens, options));
     char what[100];
     std::snprintf(what, sizeof what, "K %.2f+%.2f V %.2f+%.2f M %d int%d%s", k, kp, v, vp, m,
-                  flags_.bits, flags_.per_head ? " per head" : "");
+                  flags_.bits,
+                  flags_.pool == ChannelPool::kHead    ? " per head"
+                  : flags_.pool == ChannelPool::kModel ? " per model"
+                                                       : "");
     Show(what, profile);
     if (!flags_.write.empty()) std::ofstream(flags_.write) << profile.ToPrettyJson();
   }
@@ -192,7 +195,11 @@ int main(int argc, char** argv) {
   app.add_option("--seeds", flags.seeds, "Prompts per text")->check(CLI::Range(1, 1000));
   app.add_option("--window", flags.window, "Recent window")->check(CLI::Range(0, 1 << 20));
   app.add_option("--write", flags.write, "File for the last new profile");
-  app.add_flag("--per-head", flags.per_head, "Shares hold in each head, not over a layer");
+  app.add_option("--pool", flags.pool, "Over what shares hold: head, layer or model")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, fourierkv::ChannelPool>{
+          {"head", fourierkv::ChannelPool::kHead},
+          {"layer", fourierkv::ChannelPool::kLayer},
+          {"model", fourierkv::ChannelPool::kModel}}));
   CLI11_PARSE(app, argc, argv);
   fourierkv::Evaluation(flags).Run();
   return 0;
