@@ -32,12 +32,14 @@ class LeaseTable {
   std::vector<BlockKey> RemoveExpired(absl::Time now);
 
   int64_t size() const { return static_cast<int64_t>(leases_.size()); }
+  int64_t keys() const { return keys_; }  // over all leases, counted as often as they are leased
 
  private:
   struct Held {
     std::vector<BlockKey> keys;
     absl::Time expiry;
   };
+  int64_t keys_ = 0;
   absl::flat_hash_map<uint64_t, Held> leases_;
   std::set<std::pair<absl::Time, uint64_t>> by_expiry_;
   absl::BitGen random_;

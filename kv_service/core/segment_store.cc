@@ -326,6 +326,11 @@ absl::StatusOr<Lease> SegmentStore::GrantLocked(std::vector<BlockKey> keys, absl
     return absl::ResourceExhaustedError(
         absl::StrCat(kMaxLeases, " leases are held, which is the most; release some"));
   }
+  if (static_cast<int64_t>(keys.size()) > kMaxLeasedKeys - leases_.keys()) {
+    return absl::ResourceExhaustedError(absl::StrCat("leases hold ", leases_.keys(), " keys; with ",
+                                                     keys.size(), " more there would be above ",
+                                                     kMaxLeasedKeys, ": release some"));
+  }
   for (const BlockKey& key : keys) tree_->Hold(*tree_->Find(key));
   StoreMetrics::Add(metrics_->leases_granted, 1);
   return leases_.Add(std::move(keys), clock_() + ttl);

@@ -24,6 +24,7 @@ namespace fourierkv {
 
 inline constexpr int64_t kMaxLeaseKeys = 65536;
 inline constexpr int64_t kMaxLeases = 65536;
+inline constexpr int64_t kMaxLeasedKeys = int64_t{1} << 22;  // over all leases
 inline constexpr absl::Duration kMaxLeaseTtl = absl::Minutes(10);
 
 // Bookkeeping bytes charged for a segment beside its blobs.
@@ -123,7 +124,8 @@ class SegmentStore {
 
   // Keeps every one of `keys` until now + ttl or Release. InvalidArgument unless 0 < ttl <=
   // kMaxLeaseTtl and 1 <= keys <= kMaxLeaseKeys; NotFound naming the first key that is not stored
-  // (nothing is leased then); ResourceExhausted beyond kMaxLeases.
+  // (nothing is leased then); ResourceExhausted beyond kMaxLeases or
+  // kMaxLeasedKeys.
   absl::StatusOr<Lease> AcquireLease(std::span<const BlockKey> keys, absl::Duration ttl);
   // NotFound if there is no such lease, e.g. because it expired.
   absl::Status Release(uint64_t lease_id);

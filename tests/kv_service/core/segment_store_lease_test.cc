@@ -110,6 +110,17 @@ TEST_F(LeaseTest, TheirNumberIsBounded) {
   EXPECT_TRUE(f_.store.AcquireLease(one, absl::Seconds(1)).ok());
 }
 
+TEST_F(LeaseTest, TheKeysOfAllLeasesTogetherAreBounded) {
+  const std::vector<BlockKey> many(kMaxLeaseKeys, keys_[0]);
+  for (int64_t i = 0; i < kMaxLeasedKeys / kMaxLeaseKeys; ++i) {
+    ASSERT_TRUE(f_.store.AcquireLease(many, absl::Seconds(1)).ok());
+  }
+  const auto refused = f_.store.AcquireLease(std::span(keys_).first(1), absl::Seconds(1));
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  f_.now += absl::Seconds(1);
+  EXPECT_TRUE(f_.store.AcquireLease(keys_, absl::Seconds(1)).ok());
+}
+
 TEST_F(LeaseTest, APinHoldsUntilItIsDestroyed) {
   {
     auto asked = keys_;
