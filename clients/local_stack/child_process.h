@@ -34,6 +34,8 @@ class ChildProcess {
   // SIGTERM, then SIGKILL once `patience` has passed. Returns when the process is gone.
   void Stop(absl::Duration patience);
 
+  pid_t pid() const { return pid_; }  // -1 once stopped
+
  private:
   ChildProcess(std::string name, pid_t pid, int stdout_fd, std::string log_path)
       : name_(std::move(name)), pid_(pid), stdout_fd_(stdout_fd), log_path_(std::move(log_path)) {}

@@ -1,20 +1,22 @@
 #include "clients/local_stack/local_stack.h"
 
-#include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "compute/base/signal_thread.h"
 
 namespace fourierkv {
 namespace {
+
+// Nobody but the owner's calls is served, and the owner is leaving.
+constexpr char kDrainSeconds[] = "0.5";
 
 // The stack that a signal has to stop. Guarded by running_mutex.
 std::mutex running_mutex;
@@ -24,19 +26,11 @@ LocalStack* running = nullptr;
 
 void LocalStack::StopOnSignals() {
   signal(SIGPIPE, SIG_IGN);
-  static sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGINT);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGHUP);
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  std::thread([] {
-    int signal_number = 0;
-    sigwait(&set, &signal_number);
+  HandleSignals({SIGINT, SIGTERM, SIGHUP}, [](int number) {
     std::lock_guard lock(running_mutex);
     if (running != nullptr) running->Stop();
-    _exit(128 + signal_number);
-  }).detach();
+    _exit(128 + number);
+  });
 }
 
 absl::StatusOr<std::string> LocalStack::Launch(const std::string& program,
@@ -73,16 +67,17 @@ absl::StatusOr<std::unique_ptr<LocalStack>> LocalStack::Start(const LocalStackOp
   }
   const absl::Time deadline = absl::Now() + options.start_timeout;
   const std::string threads = absl::StrCat(options.threads);
-  absl::StatusOr<std::string> server = stack->Launch(
-      "fourierkv-server",
-      {"--listen", "127.0.0.1:0", "--memory", options.memory, "--threads", threads}, deadline);
+  absl::StatusOr<std::string> server =
+      stack->Launch("fourierkv-server",
+                    {"--listen", "127.0.0.1:0", "--memory", options.memory, "--threads", threads,
+                     "--drain-seconds", kDrainSeconds},
+                    deadline);
   if (!server.ok()) return server.status();
   stack->server_ = *server;
-  std::vector<std::string> arguments = {"--listen",        "127.0.0.1:0",
-                                        "--server",        *server,
-                                        "--model",         options.model_dir,
-                                        "--threads",       threads,
-                                        "--recent-window", absl::StrCat(options.recent_window)};
+  std::vector<std::string> arguments = {
+      "--listen",        "127.0.0.1:0",     "--server",        *server,
+      "--model",         options.model_dir, "--threads",       threads,
+      "--drain-seconds", kDrainSeconds,     "--recent-window", absl::StrCat(options.recent_window)};
   if (!options.profile.empty()) {
     arguments.push_back("--profile");
     arguments.push_back(options.profile);
@@ -99,10 +94,10 @@ absl::StatusOr<std::unique_ptr<LocalStack>> LocalStack::Start(const LocalStackOp
 void LocalStack::Stop() {
   std::lock_guard lock(mutex_);
   stopping_ = true;
-  // Workers first: the server has then nobody left to wait for.
-  while (!children_.empty()) {
-    children_.back().Stop(absl::Seconds(5));
-    children_.pop_back();
+  // Workers first: the server has then nobody left to wait for. The objects stay: another thread
+  // may be waiting for one of them to listen.
+  for (auto child = children_.rbegin(); child != children_.rend(); ++child) {
+    child->Stop(absl::Seconds(5));
   }
   if (!log_dir_.empty()) {
     std::error_code ignored;

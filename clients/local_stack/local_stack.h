@@ -37,7 +37,7 @@ class LocalStack {
   const std::string& prefill() const { return prefill_; }
   const std::string& decode() const { return decode_; }
 
-  // First thing in main, before any thread: from now on SIGINT and SIGTERM stop whatever stack is
+  // Early in main: from now on SIGINT, SIGTERM and SIGHUP stop whatever stack is
   // running, then end the program with status 128 + signal.
   static void StopOnSignals();
 

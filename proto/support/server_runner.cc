@@ -3,27 +3,82 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/support/server_interceptor.h>
 #include <malloc.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
+#include <cstring>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "compute/base/signal_thread.h"
 #include "compute/base/structured_log.h"
 
 namespace fourierkv {
 namespace {
 
-sigset_t StopSignals() {
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGINT);
-  sigaddset(&set, SIGTERM);
-  return set;
+// What the signal thread and RunServer know of each other.
+struct SignalState {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool serving = false;
+  int stop_signal = 0;
+};
+
+SignalState& Signals() {
+  static SignalState* const state = new SignalState();  // the signal thread outlives statics
+  return *state;
+}
+
+// A signal asks RunServer to drain; before there is anything to drain, or asked for a second time,
+// it ends the process.
+void OnSignal(int number) {
+  SignalState& signals = Signals();
+  std::lock_guard lock(signals.mutex);
+  if (!signals.serving || signals.stop_signal != 0) _exit(128 + number);
+  signals.stop_signal = number;
+  signals.changed.notify_all();
+}
+
+void DrainOnSignals() {
+  SignalState& signals = Signals();
+  std::lock_guard lock(signals.mutex);
+  signals.serving = true;
+}
+
+int WaitForStopSignal() {
+  SignalState& signals = Signals();
+  std::unique_lock lock(signals.mutex);
+  signals.changed.wait(lock, [&] { return signals.stop_signal != 0; });
+  return signals.stop_signal;
+}
+
+// gRPC would take a unix socket away from the server that uses it.
+bool IsSocketInUse(const std::string& listen) {
+  absl::string_view path = listen;
+  if (!absl::ConsumePrefix(&path, "unix:")) return false;
+  absl::ConsumePrefix(&path, "//");
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) return false;
+  std::memcpy(address.sun_path, path.data(), path.size());
+  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return false;
+  const bool connected =
+      connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+  close(fd);
+  return connected;
 }
 
 bool IsLoopback(const std::string& listen) {
@@ -37,14 +92,40 @@ std::string BoundAddress(const std::string& listen, int port) {
   return absl::StrCat(listen.substr(0, listen.rfind(':')), ":", port);
 }
 
+// gRPC's library adds reflection to every server of a program that it is linked to. Without
+// reflection calls to it are cancelled.
+class RefuseReflection final : public grpc::experimental::Interceptor {
+ public:
+  explicit RefuseReflection(grpc::ServerContextBase* context) : context_(context) {}
+
+  void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+    if (methods->QueryInterceptionHookPoint(
+            grpc::experimental::InterceptionHookPoints::POST_RECV_INITIAL_METADATA)) {
+      context_->TryCancel();
+    }
+    methods->Proceed();
+  }
+
+ private:
+  grpc::ServerContextBase* context_;
+};
+
+class RefuseReflectionFactory final : public grpc::experimental::ServerInterceptorFactoryInterface {
+ public:
+  grpc::experimental::Interceptor* CreateServerInterceptor(
+      grpc::experimental::ServerRpcInfo* info) override {
+    if (!absl::StartsWith(info->method(), "/grpc.reflection.")) return nullptr;
+    return new RefuseReflection(info->server_context());
+  }
+};
+
 }  // namespace
 
 void PrepareServerProcess() {
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that malloc accepts
-  const sigset_t stop = StopSignals();
-  pthread_sigmask(SIG_BLOCK, &stop, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  HandleSignals({SIGINT, SIGTERM}, OnSignal);
 }
 
 absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Service*>& services) {
@@ -58,30 +139,42 @@ absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Ser
          {"note", "calls are neither encrypted nor authenticated; use a trusted network"}});
   }
   grpc::EnableDefaultHealthCheckService(true);
-  if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
+  if (options.reflection) {
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  } else {
+    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> refuse;
+    refuse.push_back(std::make_unique<RefuseReflectionFactory>());
+    builder.experimental().SetInterceptorCreators(std::move(refuse));
+  }
   int port = -1;
   builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
   // Without this a second server would share the port silently.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.SetMaxReceiveMessageSize(options.max_receive_message_bytes);
+  // A client whose machine is gone must not hold its call, and the memory behind it, for hours.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  // Clients ask in the same way whether the server is still there.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
   for (grpc::Service* service : services) builder.RegisterService(service);
-  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  const std::unique_ptr<grpc::Server> server =
+      IsSocketInUse(options.listen) ? nullptr : builder.BuildAndStart();
   if (server == nullptr) {
     return absl::UnavailableError(
         absl::StrCat("cannot listen on ", options.listen,
                      ": the address is in use, malformed or not this machine's; choose another "
                      "with --listen (port 0 takes any free one)"));
   }
+  DrainOnSignals();
   const std::string address = BoundAddress(options.listen, port);
   if (options.on_ready) options.on_ready(address);
   std::printf("listening %s\n", address.c_str());
   std::fflush(stdout);
   Log(LogLevel::kInfo, "server.listening", {{"address", address}});
 
-  const sigset_t stop = StopSignals();
-  int signal_number = 0;
-  sigwait(&stop, &signal_number);
+  const int signal_number = WaitForStopSignal();
   Log(LogLevel::kInfo, "server.draining",
       {{"signal", signal_number}, {"deadline_s", absl::ToDoubleSeconds(options.drain_deadline)}});
   server->GetHealthCheckService()->SetServingStatus(false);

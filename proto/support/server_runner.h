@@ -28,14 +28,15 @@ struct ServerOptions {
   std::function<void(const std::string& address)> on_ready;
 };
 
-// First thing in main, before any thread starts: SIGINT and SIGTERM are left to RunServer, SIGPIPE
-// is ignored, and freed memory is kept for the next message instead of being returned to the kernel
-// (which costs half of the transfer rate).
+// First thing in main, before any thread starts: SIGINT and SIGTERM end the process until RunServer
+// serves and drain it from then on, SIGPIPE is ignored, and freed memory is kept for the next
+// message instead of being returned to the kernel (which costs half of the transfer rate).
 void PrepareServerProcess();
 
-// Serves until SIGINT or SIGTERM, then turns health off, refuses new calls, waits for running ones
-// and cancels what is left at the deadline. Prints "listening HOST:PORT" on stdout once it serves.
-// Health and, if asked, reflection are served beside `services`.
+// Serves until SIGINT or SIGTERM (see PrepareServerProcess), then turns health off, refuses new
+// calls, waits for running ones and cancels what is left at the deadline; a second signal ends the
+// process at once. Prints "listening HOST:PORT" on stdout once it serves. Health and, if asked,
+// reflection are served beside `services`.
 //   Unavailable  the address cannot be bound
 absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Service*>& services);
 
