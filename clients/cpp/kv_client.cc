@@ -34,7 +34,7 @@ absl::StatusOr<Response> Call(Stub* stub,
 // Blobs of a fetch that have begun to arrive.
 class BlobAssembler {
  public:
-  explicit BlobAssembler(int request_count) : request_count_(request_count) {}
+  explicit BlobAssembler(const v1::GetSegmentsRequest& request) : request_(request) {}
 
   // Adds a piece; the blob if it is complete now.
   absl::StatusOr<std::optional<FetchedBlob>> Add(const v1::BlobPiece& piece) {
@@ -42,7 +42,9 @@ class BlobAssembler {
       return absl::DataLossError(absl::StrCat("fetched segment ", piece.request_index(), ", layer ",
                                               piece.layer(), ": ", what));
     };
-    if (piece.request_index() >= request_count_) return damaged("not one that was asked for");
+    if (piece.request_index() >= static_cast<uint32_t>(request_.segments_size())) {
+      return damaged("not one that was asked for");
+    }
     const Key key{piece.request_index(), piece.layer(), piece.part()};
     if (piece.offset() == 0) {
       if (piece.blob_bytes() < kBlobHeaderBytes || piece.blob_bytes() > kMaxBlobBytes) {
@@ -72,6 +74,9 @@ class BlobAssembler {
     if (blob.header.layer != piece.layer() || ToProto(blob.header.part) != piece.part()) {
       return damaged("the blob is of another layer or part than announced");
     }
+    if (blob.header.block_key.ToString() != request_.segments(blob.request_index).block_key()) {
+      return damaged("the blob is of another segment than asked for");
+    }
     return blob;
   }
 
@@ -84,7 +89,7 @@ class BlobAssembler {
   };
   using Key = std::tuple<uint32_t, uint32_t, int>;
 
-  uint32_t request_count_;
+  const v1::GetSegmentsRequest& request_;
   std::map<Key, Open> open_;
 };
 
@@ -146,6 +151,10 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectChannel(const std::string&
   arguments.SetMaxReceiveMessageSize(8 << 20);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  // Calls to a server that is gone without a word fail in seconds, not at their deadline.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   std::shared_ptr<grpc::Channel> channel =
       grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
   if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + timeout))) {
@@ -201,7 +210,7 @@ absl::Status KvClient::Get(const v1::GetSegmentsRequest& request, absl::Time dea
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(deadline));
   auto reader = cache_->GetSegments(&context, request);
-  BlobAssembler assembler(request.segments_size());
+  BlobAssembler assembler(request);
   const auto consume = [&](const v1::GetSegmentsResponse& response) -> absl::Status {
     if (response.has_plan()) return on_plan(response.plan());
     for (const v1::BlobPiece& piece : response.batch().pieces()) {

@@ -18,7 +18,9 @@ namespace fourierkv {
 namespace {
 
 constexpr absl::Duration kLease = absl::Minutes(5);
+constexpr absl::Duration kMatchTimeout = absl::Seconds(10);
 constexpr absl::Duration kUploadTimeout = absl::Seconds(10);
+constexpr int kChunkTokens = 512;
 
 // One generation.
 class Decode {
@@ -42,7 +44,7 @@ class Decode {
     }
     ForwardOutput out;
     absl::Status status = RunPrompt(*match, &out);
-    if (!status.ok() && result_.reused_tokens() > 0 && absl::Now() < task_.deadline) {
+    if (!status.ok() && result_.reused_tokens() > 0 && Wanted().ok()) {
       Log(LogLevel::kWarning, "decode.fetch_failed", {{"status", status}});
       status = RunPrompt(v1::MatchPrefixResponse(), &out);
     }
@@ -73,7 +75,8 @@ class Decode {
     *request.mutable_namespace_() = runtime_.ns(task_.mode);
     request.mutable_token_ids()->Assign(tokens_.begin(), tokens_.begin() + count);
     *request.mutable_lease_ttl() = ToProto(kLease);
-    return runtime_.kv().MatchPrefix(request, task_.deadline);
+    return runtime_.kv().MatchPrefix(request,
+                                     std::min(task_.deadline, absl::Now() + kMatchTimeout));
   }
 
   // Fetches what `match` offers and computes the rest of the prompt. Starts anew if called again.
@@ -99,7 +102,10 @@ class Decode {
       if (!started.ok()) return started.status();
       fetch_ = *std::move(started);
     }
-    const absl::Status status = Prefill(runner_, std::span(tokens_).subspan(reused), *cache_, out);
+    ForwardOptions options;
+    options.on_layer = [this](int) { return Wanted(); };
+    const absl::Status status = Prefill(runner_, std::span(tokens_).subspan(reused), *cache_, out,
+                                        kChunkTokens, std::move(options));
     if (fetch_ != nullptr) {
       if (absl::Status s = fetch_->Wait(); !s.ok()) return s;
       result_.set_payload_bytes_fetched(fetch_->payload_bytes());
@@ -135,13 +141,22 @@ class Decode {
       if (task_.on_token && !task_.on_token(*token)) {
         return absl::CancelledError("the caller is gone");
       }
-      if (absl::Now() > task_.deadline) return absl::DeadlineExceededError("while generating");
+      if (absl::Status s = Wanted(); !s.ok()) return s;
     }
     *result_.mutable_decode_time() = ToProto(absl::Now() - first_token);
     const CacheStats stats = cache_->stats();
     result_.set_cache_exact_bytes(stats.exact_bytes);
     result_.set_cache_compact_bytes(stats.compact_bytes);
     result_.set_cache_dense_equivalent_bytes(stats.dense_bytes);
+    return absl::OkStatus();
+  }
+
+  // OK as long as somebody waits for the answer.
+  absl::Status Wanted() const {
+    if (task_.cancelled && task_.cancelled()) return absl::CancelledError("the caller is gone");
+    if (absl::Now() > task_.deadline) {
+      return absl::DeadlineExceededError("the deadline passed while generating");
+    }
     return absl::OkStatus();
   }
 

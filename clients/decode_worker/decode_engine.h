@@ -25,6 +25,8 @@ struct GenerateTask {
   absl::Time deadline;
   // Called for each token as it is made. False: the caller is gone.
   std::function<bool(const SampledToken& token)> on_token;
+  // Asked while the prompt is computed.
+  std::function<bool()> cancelled;
 };
 
 // The longest prefix that the KV service holds is fetched layer by layer, and the model starts on

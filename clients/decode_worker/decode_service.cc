@@ -79,6 +79,7 @@ absl::Status DecodeServiceImpl::Run(grpc::ServerContext& context,
     response.mutable_token()->set_log_probability(static_cast<float>(token.log_probability));
     return writer.Write(response) && !context.IsCancelled();
   };
+  task->cancelled = [&context] { return context.IsCancelled(); };
   absl::StatusOr<v1::GenerateResult> result = RunDecode(*runtime_, *task);
   if (!result.ok()) return result.status();
   Log(LogLevel::kInfo, "decode.done",

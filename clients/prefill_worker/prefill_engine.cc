@@ -19,7 +19,7 @@
 namespace fourierkv {
 namespace {
 
-constexpr int kChunkTokens = 512;
+constexpr int kChunkTokens = 512;  // or one segment, if that is longer: puts are of whole ones
 constexpr absl::Duration kLease = absl::Minutes(5);
 
 // One part of one segment out of a chunk that the model has just computed.
@@ -46,6 +46,7 @@ class PrefillRun {
         task_(task),
         geometry_(runtime.model()->config().Geometry()),
         segment_tokens_(runtime.segment_tokens()),
+        chunk_tokens_(std::max(kChunkTokens, segment_tokens_)),
         total_(static_cast<int64_t>(task.tokens.size())) {}
 
   absl::StatusOr<v1::PrefillResult> Run() {
@@ -64,10 +65,13 @@ class PrefillRun {
   }
 
  private:
+  // The service may have been restarted since the worker put it.
+  absl::Status PutProfile() const {
+    return task_.mode == v1::CACHE_MODE_COMPACT ? runtime_.PutProfile() : absl::OkStatus();
+  }
+
   absl::StatusOr<v1::MatchPrefixResponse> Match() {
-    if (task_.mode == v1::CACHE_MODE_COMPACT) {
-      if (absl::Status s = runtime_.PutProfile(); !s.ok()) return s;
-    }
+    if (absl::Status s = PutProfile(); !s.ok()) return s;
     v1::MatchPrefixRequest request;
     *request.mutable_namespace_() = runtime_.ns(task_.mode);
     request.mutable_token_ids()->Assign(task_.tokens.begin(), task_.tokens.end());
@@ -105,9 +109,11 @@ class PrefillRun {
     match.mutable_segments()->DeleteSubrange(static_cast<int>(stored),
                                              match.segments_size() - static_cast<int>(stored));
     absl::Status status = Compute(match);
-    if (absl::IsNotFound(status) || absl::IsDataLoss(status)) {
-      // A segment that matched could not be fetched: compute everything instead.
-      Log(LogLevel::kWarning, "prefill.refetch", {{"status", status}});
+    if (absl::IsNotFound(status) || absl::IsDataLoss(status) ||
+        absl::IsFailedPrecondition(status)) {
+      // The service has lost a segment that matched, or the profile: compute everything instead.
+      Log(LogLevel::kWarning, "prefill.restart", {{"status", status}});
+      if (absl::Status s = PutProfile(); !s.ok()) return s;
       status = Compute(v1::MatchPrefixResponse());
     }
     return status;
@@ -135,8 +141,8 @@ class PrefillRun {
     }
     SegmentUploader uploader(&runtime_.kv(), task_.deadline);
     LlamaRunner runner(runtime_.model(), runtime_.pool());
-    for (int64_t first = base; first < total_; first += kChunkTokens) {
-      const int n = static_cast<int>(std::min<int64_t>(kChunkTokens, total_ - first));
+    for (int64_t first = base; first < total_; first += chunk_tokens_) {
+      const int n = static_cast<int>(std::min<int64_t>(chunk_tokens_, total_ - first));
       if (absl::Status s =
               ComputeChunk(first, n, first == base ? &match : nullptr, runner, **cache, uploader);
           !s.ok()) {
@@ -146,8 +152,8 @@ class PrefillRun {
     }
     if (fetch != nullptr) {
       if (absl::Status s = fetch->Wait(); !s.ok()) return s;
-      result_.set_payload_bytes_fetched(fetch->payload_bytes());
     }
+    result_.set_payload_bytes_fetched(fetch == nullptr ? 0 : fetch->payload_bytes());
     absl::StatusOr<UploadTotals> totals = uploader.Finish();
     if (!totals.ok()) return totals.status();
     result_.set_reused_tokens(base);
@@ -216,6 +222,7 @@ class PrefillRun {
   const PrefillTask& task_;
   const KvGeometry geometry_;
   const int segment_tokens_;
+  const int chunk_tokens_;
   const int64_t total_;
   v1::PrefillResult result_;
 };

@@ -54,6 +54,11 @@ absl::Status PrefixFetch::Fetch(absl::Time deadline) {
 }
 
 absl::Status PrefixFetch::CheckPlan(const v1::GetPlan& plan) const {
+  if (plan.segments_size() != static_cast<int>(plan_.fetches.size())) {
+    return absl::DataLossError(absl::StrCat("the plan of the fetch has ", plan.segments_size(),
+                                            " segments; ", plan_.fetches.size(),
+                                            " were asked for"));
+  }
   for (int i = 0; i < plan.segments_size(); ++i) {
     if (plan.segments(i).missing_reason() != v1::MISSING_REASON_UNSPECIFIED) {
       return absl::NotFoundError(

@@ -2,14 +2,21 @@
 
 #include <CLI/CLI.hpp>
 
+#include "proto/support/flag_checks.h"
+
 namespace fourierkv {
 
 void DeclareWorkerFlags(CLI::App& app, WorkerFlags& flags, const std::string& program) {
   app.set_version_flag("--version", program + " " + FOURIERKV_VERSION);
   app.set_config("--config", "", "Read flags from a TOML or INI file; the command line wins");
+  app.allow_config_extras(CLI::config_extras_mode::error);
   app.add_option("--listen", flags.listen, "HOST:PORT (port 0: any free one) or unix:PATH")
       ->capture_default_str();
   app.add_option("--server", flags.worker.server, "Address of fourierkv-server")->required();
+  app.add_option("--connect-timeout", flags.connect_seconds,
+                 "Seconds to wait for fourierkv-server to answer at the start")
+      ->check(SecondsUpTo(3600))
+      ->capture_default_str();
   app.add_option("--model", flags.worker.model_dir,
                  "Folder with config.json and safetensors of a Llama-architecture model")
       ->required();
@@ -33,7 +40,7 @@ void DeclareWorkerFlags(CLI::App& app, WorkerFlags& flags, const std::string& pr
       ->capture_default_str();
   app.add_option("--drain-seconds", flags.drain_seconds,
                  "How long running calls may take to finish after SIGTERM")
-      ->check(CLI::Range(0.0, 3600.0))
+      ->check(SecondsUpTo(3600))
       ->capture_default_str();
   app.add_flag("--reflection,!--no-reflection", flags.reflection,
                "Serve gRPC reflection (default)");

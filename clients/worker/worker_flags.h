@@ -15,6 +15,7 @@ namespace fourierkv {
 struct WorkerFlags {
   std::string listen = "127.0.0.1:0";
   WorkerOptions worker;
+  double connect_seconds = 30;
   int max_requests = 8;
   double drain_seconds = 10;
   bool reflection = true;

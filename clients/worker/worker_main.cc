@@ -13,9 +13,10 @@ namespace fourierkv {
 namespace {
 
 absl::Status Serve(
-    const WorkerFlags& flags,
+    WorkerFlags flags,
     const std::function<std::unique_ptr<grpc::Service>(WorkerRuntime*, int)>& make_service) {
   if (absl::Status s = ConfigureLog(flags.log_level, flags.log_format); !s.ok()) return s;
+  flags.worker.connect_timeout = absl::Seconds(flags.connect_seconds);
   absl::StatusOr<std::unique_ptr<WorkerRuntime>> runtime = WorkerRuntime::Create(flags.worker);
   if (!runtime.ok()) return runtime.status();
   const std::unique_ptr<grpc::Service> service = make_service(runtime->get(), flags.max_requests);

@@ -14,7 +14,6 @@
 namespace fourierkv {
 namespace {
 
-constexpr absl::Duration kConnectTimeout = absl::Seconds(30);
 constexpr absl::Duration kProfileTimeout = absl::Seconds(30);
 constexpr KvDtype kCacheDtype = KvDtype::kBf16;
 
@@ -98,7 +97,8 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Create(const Worke
   runtime->compact_ns_ = runtime->exact_ns_;
   runtime->compact_ns_.set_profile_id(runtime->layout_->id().ToString());
 
-  absl::StatusOr<std::unique_ptr<KvClient>> kv = KvClient::Connect(options.server, kConnectTimeout);
+  absl::StatusOr<std::unique_ptr<KvClient>> kv =
+      KvClient::Connect(options.server, options.connect_timeout);
   if (!kv.ok()) {
     return absl::UnavailableError(
         absl::StrCat("--server: ", absl::string_view(kv.status().message())));

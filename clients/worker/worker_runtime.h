@@ -30,6 +30,7 @@ struct WorkerOptions {
   std::string device = "cpu";
   int threads = 0;
   int recent_window = 1024;
+  absl::Duration connect_timeout = absl::Seconds(30);
 };
 
 // Immutable after Create; thread safe.

@@ -46,6 +46,19 @@ absl::StatusOr<std::vector<SegmentWant>> ParseWants(const v1::GetSegmentsRequest
   return wants;
 }
 
+// What is stored under another namespace than the one given counts as missing.
+absl::Status HideForeign(const v1::CacheNamespace& message, std::vector<OpenSegment>& open) {
+  absl::StatusOr<CacheNamespace> ns = FromProto(message);
+  if (!ns.ok()) return ns.status();
+  const Digest root = ns->RootKey();
+  for (OpenSegment& segment : open) {
+    if (segment.missing != MissingReason::kNone || segment.segment.context->root == root) continue;
+    segment.missing = MissingReason::kNotStored;
+    segment.source.reset();
+  }
+  return absl::OkStatus();
+}
+
 v1::MissingReason ToProto(MissingReason reason) { return static_cast<v1::MissingReason>(reason); }
 
 v1::GetSegmentsResponse MakePlan(const std::vector<OpenSegment>& open, int first_layer,
@@ -121,6 +134,9 @@ absl::Status ServeGet(ServiceCore& core, const v1::GetSegmentsRequest& request,
   absl::StatusOr<std::vector<OpenSegment>> opened = core.reader.Open(*wants);
   if (!opened.ok()) return opened.status();
   std::vector<OpenSegment>& open = *opened;
+  if (request.has_namespace_()) {
+    if (absl::Status s = HideForeign(request.namespace_(), open); !s.ok()) return s;
+  }
 
   int64_t layers = -1;  // of what is there; all segments of a get are of one model
   for (const OpenSegment& segment : open) {

@@ -135,7 +135,11 @@ grpc::Status KvCacheServiceImpl::Exists(grpc::ServerContext* context,
   absl::StatusOr<std::vector<BlockKey>> keys =
       ParseKeys(request->block_keys(), "block_keys", kMaxKeysPerCall);
   if (!keys.ok()) return Finish("Exists", *context, keys.status());
-  for (const BlockKey& key : *keys) response->add_stored(core_->store.Describe(key).ok());
+  for (const BlockKey& key : *keys) {
+    const absl::StatusOr<SegmentSummary> segment = core_->store.Describe(key);
+    // Without any form it is only the place of one whose bytes were damaged.
+    response->add_stored(segment.ok() && segment->exact.bytes + segment->compact.bytes > 0);
+  }
   return grpc::Status::OK;
 }
 

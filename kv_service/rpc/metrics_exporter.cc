@@ -1,10 +1,9 @@
 #include "kv_service/rpc/metrics_exporter.h"
 
-#include <prometheus/collectable.h>
-#include <prometheus/exposer.h>
 #include <prometheus/metric_family.h>
+#include <prometheus/text_serializer.h>
 
-#include <exception>
+#include <sstream>
 #include <utility>
 #include <vector>
 
@@ -25,106 +24,82 @@ prometheus::MetricFamily Family(const char* name, const char* help, prometheus::
   return {absl::StrCat("fourierkv_", name), help, type, {std::move(metric)}};
 }
 
-// Reads the core's counters at each scrape: nothing is counted twice.
-class CoreCollector final : public prometheus::Collectable {
- public:
-  explicit CoreCollector(ServiceCore* core) : core_(core) {}
+// The core's counters as they are now: nothing is counted twice.
+std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
+  const StoreMetrics& m = *core.metrics;
+  const StoreStats stats = core.store.Stats();
+  std::vector<prometheus::MetricFamily> families;
+  const auto counter = [&](const char* name, const char* help, double value) {
+    families.push_back(Family(name, help, prometheus::MetricType::Counter, value));
+  };
+  const auto gauge = [&](const char* name, const char* help, double value) {
+    families.push_back(Family(name, help, prometheus::MetricType::Gauge, value));
+  };
+  const auto of = [](const StoreMetrics::Counter& c) { return static_cast<double>(c.load()); };
 
-  std::vector<prometheus::MetricFamily> Collect() const override {
-    const StoreMetrics& m = *core_->metrics;
-    const StoreStats stats = core_->store.Stats();
-    std::vector<prometheus::MetricFamily> families;
-    const auto counter = [&](const char* name, const char* help, double value) {
-      families.push_back(Family(name, help, prometheus::MetricType::Counter, value));
-    };
-    const auto gauge = [&](const char* name, const char* help, double value) {
-      families.push_back(Family(name, help, prometheus::MetricType::Gauge, value));
-    };
-    const auto of = [](const StoreMetrics::Counter& c) { return static_cast<double>(c.load()); };
+  gauge("memory_budget_bytes", "Byte budget of the memory tier.", core.budget->limit());
+  gauge("memory_used_bytes", "Bytes charged to the budget.", core.budget->used());
+  counter("memory_refusals_total", "Reservations refused for lack of memory.",
+          core.budget->refusals());
+  gauge("segments", "Stored segments.", stats.segments);
+  gauge("exact_bytes", "Bytes of exact forms.", stats.exact_bytes);
+  gauge("compact_bytes", "Bytes of compact forms.", stats.compact_bytes);
+  gauge("leases", "Leases held.", stats.leases);
+  gauge("open_puts", "Puts in progress.", core.puts.running());
+  gauge("uptime_seconds", "Seconds since the start.",
+        absl::ToDoubleSeconds(absl::Now() - core.started));
+  gauge("fetch_bandwidth_bytes_per_second", "Rate of recent fetches.",
+        core.fetch_bandwidth.bytes_per_second());
 
-    gauge("memory_budget_bytes", "Byte budget of the memory tier.", core_->budget->limit());
-    gauge("memory_used_bytes", "Bytes charged to the budget.", core_->budget->used());
-    counter("memory_refusals_total", "Reservations refused for lack of memory.",
-            core_->budget->refusals());
-    gauge("segments", "Stored segments.", stats.segments);
-    gauge("exact_bytes", "Bytes of exact forms.", stats.exact_bytes);
-    gauge("compact_bytes", "Bytes of compact forms.", stats.compact_bytes);
-    gauge("leases", "Leases held.", stats.leases);
-    gauge("open_puts", "Puts in progress.", core_->puts.running());
-    gauge("uptime_seconds", "Seconds since the start.",
-          absl::ToDoubleSeconds(absl::Now() - core_->started));
-    gauge("fetch_bandwidth_bytes_per_second", "Rate of recent fetches.",
-          core_->fetch_bandwidth.bytes_per_second());
-
-    counter("match_hits_total", "Segments asked for by MatchPrefix and stored.", of(m.match_hits));
-    counter("match_misses_total", "Segments asked for by MatchPrefix and not matched.",
-            of(m.match_misses));
-    counter("read_hits_total", "Segments found in a wanted form.", of(m.read_hits));
-    counter("read_misses_total", "Segments not found in a wanted form.", of(m.read_misses));
-    counter("received_bytes_total", "Payload received by puts.", of(m.bytes_in));
-    counter("sent_bytes_total", "Blobs handed to fetches.", of(m.bytes_out));
-    counter("puts_begun_total", "Puts begun.", of(m.puts_begun));
-    counter("puts_committed_total", "Puts committed.", of(m.puts_committed));
-    counter("puts_aborted_total", "Puts that ended without a commit.", of(m.puts_aborted));
-    counter("segments_stored_total", "Segments stored.", of(m.segments_stored));
-    counter("segments_deduplicated_total", "Segments put that were stored already.",
-            of(m.segments_deduplicated));
-    counter("segments_deleted_total", "Segments deleted on request.", of(m.segments_deleted));
-    counter("evicted_segments_total", "Segments evicted.", of(m.evicted_segments));
-    counter("evicted_exact_forms_total", "Exact forms evicted while the compact form stayed.",
-            of(m.evicted_exact_forms));
-    counter("evicted_bytes_total", "Bytes evicted.", of(m.evicted_bytes));
-    counter("leases_granted_total", "Leases granted.", of(m.leases_granted));
-    counter("leases_expired_total", "Leases that ran out.", of(m.leases_expired));
-    counter("encoded_dense_bytes_total", "Dense bytes encoded.", of(m.encoded_dense_bytes));
-    counter("encode_seconds_total", "Time spent encoding.", of(m.encode_nanoseconds) * 1e-9);
-    counter("decoded_dense_bytes_total", "Dense bytes decoded.", of(m.decoded_dense_bytes));
-    counter("decode_seconds_total", "Time spent decoding.", of(m.decode_nanoseconds) * 1e-9);
-    counter("compacted_on_demand_total", "Segments encoded because a fetch asked.",
-            of(m.compacted_on_demand));
-    counter("corrupt_blobs_total", "Blobs found damaged and dropped.", of(m.corrupt_blobs));
-    counter("chunk_checksum_errors_total", "Chunks refused for their checksum.",
-            of(m.chunk_checksum_errors));
-    return families;
-  }
-
- private:
-  ServiceCore* core_;
-};
+  counter("match_hits_total", "Segments asked for by MatchPrefix and stored.", of(m.match_hits));
+  counter("match_misses_total", "Segments asked for by MatchPrefix and not matched.",
+          of(m.match_misses));
+  counter("read_hits_total", "Segments found in a wanted form.", of(m.read_hits));
+  counter("read_misses_total", "Segments not found in a wanted form.", of(m.read_misses));
+  counter("received_bytes_total", "Payload received by puts.", of(m.bytes_in));
+  counter("sent_bytes_total", "Blobs handed to fetches.", of(m.bytes_out));
+  counter("puts_begun_total", "Puts begun.", of(m.puts_begun));
+  counter("puts_committed_total", "Puts committed.", of(m.puts_committed));
+  counter("puts_aborted_total", "Puts that ended without a commit.", of(m.puts_aborted));
+  counter("segments_stored_total", "Segments stored.", of(m.segments_stored));
+  counter("segments_deduplicated_total", "Segments put that were stored already.",
+          of(m.segments_deduplicated));
+  counter("segments_deleted_total", "Segments deleted on request.", of(m.segments_deleted));
+  counter("evicted_segments_total", "Segments evicted.", of(m.evicted_segments));
+  counter("evicted_exact_forms_total", "Exact forms evicted while the compact form stayed.",
+          of(m.evicted_exact_forms));
+  counter("evicted_bytes_total", "Bytes evicted.", of(m.evicted_bytes));
+  counter("leases_granted_total", "Leases granted.", of(m.leases_granted));
+  counter("leases_expired_total", "Leases that ran out.", of(m.leases_expired));
+  counter("encoded_dense_bytes_total", "Dense bytes encoded.", of(m.encoded_dense_bytes));
+  counter("encode_seconds_total", "Time spent encoding.", of(m.encode_nanoseconds) * 1e-9);
+  counter("decoded_dense_bytes_total", "Dense bytes decoded.", of(m.decoded_dense_bytes));
+  counter("decode_seconds_total", "Time spent decoding.", of(m.decode_nanoseconds) * 1e-9);
+  counter("compacted_on_demand_total", "Segments encoded because a fetch asked.",
+          of(m.compacted_on_demand));
+  counter("corrupt_blobs_total", "Blobs found damaged and dropped.", of(m.corrupt_blobs));
+  counter("chunk_checksum_errors_total", "Chunks refused for their checksum.",
+          of(m.chunk_checksum_errors));
+  return families;
+}
 
 }  // namespace
 
-struct MetricsExporter::Server {
-  Server(const std::string& listen, ServiceCore* core)
-      : exposer(listen, /*num_threads=*/2), collector(std::make_shared<CoreCollector>(core)) {
-    exposer.RegisterCollectable(collector);
-  }
-  prometheus::Exposer exposer;
-  std::shared_ptr<CoreCollector> collector;  // the exposer keeps only a weak pointer
-};
-
 absl::StatusOr<std::unique_ptr<MetricsExporter>> MetricsExporter::Start(const std::string& listen,
-                                                                        ServiceCore* core) {
-  std::string address = listen;
-  try {  // the library reports failure by exceptions
-    auto server = std::make_unique<Server>(listen, core);
-    const std::vector<int> ports = server->exposer.GetListeningPorts();
-    const size_t colon = listen.rfind(':');
-    if (ports.size() == 1 && colon != std::string::npos) {
-      address = absl::StrCat(listen.substr(0, colon + 1), ports[0]);
-    }
-    return std::unique_ptr<MetricsExporter>(
-        new MetricsExporter(std::move(server), std::move(address)));
-  } catch (const std::exception& e) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot serve metrics on ", listen, ": ", e.what(),
+                                                                        const ServiceCore* core) {
+  absl::StatusOr<std::unique_ptr<TextHttpServer>> server =
+      TextHttpServer::Start(listen, "/metrics", "text/plain; version=0.0.4; charset=utf-8", [core] {
+        std::ostringstream text;
+        prometheus::TextSerializer().Serialize(text, Collect(*core));
+        return text.str();
+      });
+  if (!server.ok()) {
+    return absl::Status(
+        server.status().code(),
+        absl::StrCat("metrics: ", server.status().message(),
                      "; choose another address with --metrics, or none with --metrics \"\""));
   }
+  return std::unique_ptr<MetricsExporter>(new MetricsExporter(*std::move(server)));
 }
-
-MetricsExporter::MetricsExporter(std::unique_ptr<Server> server, std::string address)
-    : server_(std::move(server)), address_(std::move(address)) {}
-
-MetricsExporter::~MetricsExporter() = default;
 
 }  // namespace fourierkv

@@ -4,9 +4,11 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "kv_service/rpc/service_core.h"
+#include "kv_service/rpc/text_http_server.h"
 
 namespace fourierkv {
 
@@ -14,22 +16,17 @@ namespace fourierkv {
 class MetricsExporter {
  public:
   // `listen` is HOST:PORT; port 0 takes any free one. `core` must outlive the exporter.
-  // Unavailable if the address cannot be bound.
+  // InvalidArgument for a malformed address; Unavailable if it cannot be bound.
   static absl::StatusOr<std::unique_ptr<MetricsExporter>> Start(const std::string& listen,
-                                                                ServiceCore* core);
-  ~MetricsExporter();
-  MetricsExporter(const MetricsExporter&) = delete;
-  MetricsExporter& operator=(const MetricsExporter&) = delete;
+                                                                const ServiceCore* core);
 
   // With the bound port.
-  const std::string& address() const { return address_; }
+  const std::string& address() const { return server_->address(); }
 
  private:
-  struct Server;
-  MetricsExporter(std::unique_ptr<Server> server, std::string address);
+  explicit MetricsExporter(std::unique_ptr<TextHttpServer> server) : server_(std::move(server)) {}
 
-  std::unique_ptr<Server> server_;
-  std::string address_;
+  std::unique_ptr<TextHttpServer> server_;
 };
 
 }  // namespace fourierkv

@@ -14,6 +14,8 @@
 namespace fourierkv {
 namespace {
 
+constexpr size_t kMaxChunkBytes = 1 << 20;
+
 absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const ProfileStore& profiles) {
   absl::StatusOr<std::shared_ptr<const NamespaceContext>> context =
       ResolveNamespace(header.namespace_(), profiles);
@@ -52,6 +54,11 @@ absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const ProfileSt
 absl::Status AddChunk(PutSession& put, const v1::PutChunk& chunk) {
   absl::StatusOr<Part> part = FromProto(chunk.part(), "chunk.part");
   if (!part.ok()) return part.status();
+  if (chunk.data().size() > kMaxChunkBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("chunk.data has ", chunk.data().size(),
+                                                   " bytes; send at most ", kMaxChunkBytes,
+                                                   " in one chunk"));
+  }
   constexpr uint64_t kHuge = uint64_t{1} << 40;  // beyond every bound that the session checks
   return put.AddChunk(static_cast<int64_t>(std::min(chunk.segment_index(), kHuge)),
                       static_cast<int>(std::min<uint32_t>(chunk.layer(), 1u << 20)), *part,

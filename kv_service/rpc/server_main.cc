@@ -14,6 +14,7 @@
 #include "kv_service/rpc/metrics_exporter.h"
 #include "kv_service/rpc/profile_service.h"
 #include "kv_service/rpc/service_core.h"
+#include "proto/support/flag_checks.h"
 #include "proto/support/server_runner.h"
 
 namespace fourierkv {
@@ -36,6 +37,7 @@ struct Flags {
 void Declare(CLI::App& app, Flags& flags) {
   app.set_version_flag("--version", std::string("fourierkv-server ") + FOURIERKV_VERSION);
   app.set_config("--config", "", "Read flags from a TOML or INI file; the command line wins");
+  app.allow_config_extras(CLI::config_extras_mode::error);
   app.add_option("--listen", flags.listen, "HOST:PORT (port 0: any free one) or unix:PATH")
       ->capture_default_str();
   app.add_option("--metrics", flags.metrics, "HOST:PORT of Prometheus /metrics; \"\" for none")
@@ -59,7 +61,7 @@ void Declare(CLI::App& app, Flags& flags) {
       ->capture_default_str();
   app.add_option("--drain-seconds", flags.drain_seconds,
                  "How long running calls may take to finish after SIGTERM")
-      ->check(CLI::Range(0.0, 3600.0))
+      ->check(SecondsUpTo(3600))
       ->capture_default_str();
   app.add_flag("--reflection,!--no-reflection", flags.reflection,
                "Serve gRPC reflection (default)");
