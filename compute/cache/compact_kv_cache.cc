@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "compute/codec/payload_check.h"
 #include "compute/codec/segment_blob.h"
 
 namespace fourierkv {
@@ -160,6 +161,9 @@ absl::StatusOr<SharedBytes> CompactKvCache::VerifiedPayload(int layer, Part part
     return absl::InvalidArgumentError(absl::StrCat(where(), "the blob does not fit: ", mismatch));
   }
   const std::span<const std::byte> payload = BlobPayload(blob.span());
+  if (absl::Status s = CheckPayload(layout_->part(layer, part), payload); !s.ok()) {
+    return absl::Status(s.code(), absl::StrCat(where(), s.message()));
+  }
   if (reinterpret_cast<uintptr_t>(payload.data()) % kPayloadAlignment != 0) {
     return SharedBytes::Of(std::make_shared<const std::vector<std::byte>>(CopyOf(payload)));
   }

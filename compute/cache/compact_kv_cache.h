@@ -43,9 +43,9 @@ class CompactKvCache final : public FillableKvCache {
   absl::Status BeginFill(const FillPlan& plan, absl::Time deadline) override;
 
   // K and V of `layer` of one compact segment, 1 <= segment <= plan.compact_segments, as whole
-  // blobs, which stay shared. Both are verified. DataLoss for damaged blobs; InvalidArgument for a
-  // blob of another form, layer, position, geometry or profile; FailedPrecondition for a layer that
-  // is not being filled.
+  // blobs, which stay shared. Both are verified, so that nothing they hold can make attention give
+  // NaN. DataLoss for damaged blobs; InvalidArgument for a blob of another form, layer, position,
+  // geometry or profile; FailedPrecondition for a layer that is not being filled.
   absl::Status InstallCompact(int layer, int64_t segment, SharedBytes k_blob, SharedBytes v_blob);
 
   // Encodes what Advance would, without waiting for it: for a cache that was filled with more exact

@@ -31,7 +31,7 @@ struct CalibrationOptions {
   double k_precise = 0;
   double v_precise = 0;
   int segment_tokens = 256;
-  ChannelPool pool = ChannelPool::kLayer;
+  ChannelPool pool = ChannelPool::kModel;
 };
 
 // Runs `tokens` through the model and scores every channel d of K and V of every KV head:

@@ -207,6 +207,14 @@ TEST_F(CompactKvCacheTest, InstallRefusesBlobsThatWereMadeForAnotherPlace) {
   EXPECT_TRUE(absl::IsDataLoss(damage)) << damage;
   EXPECT_TRUE(absl::IsDataLoss(cache->InstallCompact(0, 1, SharedBytes{}, v)));
 
+  // A whole, sealed blob whose first scale is NaN: head 0, band 0 begins with its bf16 scales.
+  std::vector<std::byte> nan(k.span().begin(), k.span().end());
+  nan[kBlobHeaderBytes] = nan[kBlobHeaderBytes + 1] = std::byte{0x7f};
+  SealBlob(*OpenBlob(k.span()), nan);
+  expect_refused(cache->InstallCompact(
+                     0, 1, SharedBytes::Of(std::make_shared<const std::vector<std::byte>>(nan)), v),
+                 "K of layer 0 of segment 1");
+
   layout_ = TestLayout(0.25, 0.5);
   auto other_profile = Make(100);
   ASSERT_TRUE(other_profile->BeginFill({700, 3}, absl::InfiniteFuture()).ok());

@@ -40,6 +40,7 @@ int Channels(const CodecProfile& profile, int layer, int head, Part part, bool s
 }
 
 TEST_F(CalibrateTest, SharesHoldPerLayer) {
+  options_.pool = ChannelPool::kLayer;
   options_.k_spectral = 0.7;  // of 2 heads of 8 channels
   options_.v_spectral = 0.5;
   options_.v_precise = 0.25;
@@ -69,8 +70,7 @@ TEST_F(CalibrateTest, SharesHoldPerHeadIfAsked) {
   }
 }
 
-TEST_F(CalibrateTest, SharesHoldOverTheModelIfAsked) {
-  options_.pool = ChannelPool::kModel;
+TEST_F(CalibrateTest, SharesHoldOverTheModelIfNothingElseIsAsked) {
   options_.v_spectral = 0.3;
   const auto profile = Run();
   ASSERT_TRUE(profile.ok()) << profile.status();

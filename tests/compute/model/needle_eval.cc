@@ -26,7 +26,7 @@ struct Flags {
   std::vector<int> coefficients = {8};
   int bits = 4, facts = 24, length = 8192, seeds = 1, calibration_tokens = 8192;
   int64_t window = 256;
-  ChannelPool pool = ChannelPool::kLayer;
+  ChannelPool pool = ChannelPool::kModel;
 };
 
 struct Context {
@@ -124,7 +124,7 @@ class Evaluation {
     std::snprintf(what, sizeof what, "K %.2f+%.2f V %.2f+%.2f M %d int%d%s", k, kp, v, vp, m,
                   flags_.bits,
                   flags_.pool == ChannelPool::kHead    ? " per head"
-                  : flags_.pool == ChannelPool::kModel ? " per model"
+                  : flags_.pool == ChannelPool::kLayer ? " per layer"
                                                        : "");
     Show(what, profile);
     if (!flags_.write.empty()) std::ofstream(flags_.write) << profile.ToPrettyJson();
