@@ -59,18 +59,18 @@ struct LayerKv {
   std::span<const ExactBlock> exact;
 };
 
-// out[i][h] = softmax(scale * q[i][h] . K) V over the whole cache; grouped-query attention: query head h
-// reads KV head h / (query_heads / kv_heads).
+// out[i][h] = softmax(scale * q[i][h] . K) V over the whole cache; grouped-query attention: query
+// head h reads KV head h / (query_heads / kv_heads).
 struct AttentionArgs {
   LayerKv kv;
   int query_heads = 0;
-  // With query_tokens = n > 1, the last n tokens of the last exact block are the queries' own: query i
-  // does not see the last n - 1 - i of them.
+  // With query_tokens = n > 1, the last n tokens of the last exact block are the queries' own:
+  // query i does not see the last n - 1 - i of them.
   int query_tokens = 1;
-  float scale = 0;             // 1 / sqrt(head_dim) usually
-  const float* q = nullptr;    // [query_tokens][query_heads][head_dim]
-  float* out = nullptr;        // [query_tokens][query_heads][head_dim]
-  float* lse = nullptr;        // [query_tokens][query_heads], natural log of the softmax sum; may be null
+  float scale = 0;           // 1 / sqrt(head_dim) usually
+  const float* q = nullptr;  // [query_tokens][query_heads][head_dim]
+  float* out = nullptr;      // [query_tokens][query_heads][head_dim]
+  float* lse = nullptr;  // [query_tokens][query_heads], natural log of the softmax sum; may be null
 };
 
 // Thread safe. Calls share the backend's threads and take turns on them.
@@ -81,8 +81,8 @@ class ComputeBackend {
   virtual std::string name() const = 0;  // "cpu (AVX3_SPR, 2 threads)"
 
   // Encodes every job. InvalidArgument if any value is NaN, infinite or beyond +-1e30 (what was
-  // written to that job's payload is then meaningless, and the message names layer-independent facts:
-  // head, token and channel of the first such value). All jobs must share `dtype`.
+  // written to that job's payload is then meaningless, and the message names layer-independent
+  // facts: head, token and channel of the first such value). All jobs must share `dtype`.
   virtual absl::Status Encode(KvDtype dtype, std::span<EncodeJob> jobs) = 0;
 
   // Rounds to nearest even; overflow of fp16 gives the largest finite value.
@@ -98,6 +98,7 @@ std::unique_ptr<ComputeBackend> CreateCpuBackend(int threads = 0);
 
 // Backends are linked in and register themselves by device name ("cpu", "cuda").
 // NotFound, listing the names that are linked in.
-absl::StatusOr<std::unique_ptr<ComputeBackend>> CreateBackend(absl::string_view device, int threads);
+absl::StatusOr<std::unique_ptr<ComputeBackend>> CreateBackend(absl::string_view device,
+                                                              int threads);
 
 }  // namespace fourierkv

@@ -15,7 +15,7 @@ class AlignedBuffer {
  public:
   AlignedBuffer() = default;
   explicit AlignedBuffer(size_t size)
-      : size_(size), data_(static_cast<std::byte*>(::operator new(size, std::align_val_t{64}))) {}
+      : size_(size), data_(static_cast<std::byte*>(::operator new (size, std::align_val_t{64}))) {}
   AlignedBuffer(AlignedBuffer&& other) noexcept
       : size_(std::exchange(other.size_, 0)), data_(std::move(other.data_)) {}
   AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {
@@ -32,7 +32,7 @@ class AlignedBuffer {
 
  private:
   struct Free {
-    void operator()(std::byte* data) const { ::operator delete(data, std::align_val_t{64}); }
+    void operator()(std::byte* data) const { ::operator delete (data, std::align_val_t{64}); }
   };
 
   size_t size_ = 0;

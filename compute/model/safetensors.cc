@@ -206,9 +206,8 @@ absl::Status SafetensorsFolder::AddTensors(const Shard& shard) {
   std::vector<std::pair<int64_t, int64_t>> ranges;
   for (const auto& [name, json] : header->items()) {
     if (name == "__metadata__") continue;
-    const auto error = [&](absl::string_view problem) {
-      return absl::StrCat(path, ": tensor ", ForMessage(name), ": ", problem);
-    };
+    const std::string where = absl::StrCat(path, ": tensor ", ForMessage(name), ": ");
+    const auto error = [&where](absl::string_view problem) { return absl::StrCat(where, problem); };
     TensorView tensor;
     tensor.name = name;
     std::pair<int64_t, int64_t> range;

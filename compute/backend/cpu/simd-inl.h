@@ -97,7 +97,8 @@ HWY_INLINE void LoadChunk(const uint16_t* row, int pairs, VF& first, VF& second)
 using D4 = hn::CappedTag<float, 4>;
 template <class V>
 HWY_INLINE hn::Vec<D4> SumBlocks(V v) {
-  constexpr size_t kCount = sizeof(V) / sizeof(hn::Vec<D4>);
+  // Not pointers, as clang-tidy takes vector types to be.
+  constexpr size_t kCount = sizeof(V) / sizeof(hn::Vec<D4>);  // NOLINT(bugprone-sizeof-expression)
   if constexpr (kCount == 1) {
     return v;
   } else {
