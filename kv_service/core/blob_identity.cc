@@ -24,18 +24,6 @@ absl::Status CheckField(const char* field, const T& actual, const T& expected) {
       absl::StrCat("blob header: ", field, " is ", actual, "; it must be ", expected));
 }
 
-// Whether one of `n` bf16 values at `data` is not finite, or beyond twice what input may be:
-// rounding a scale up must not make it bad.
-bool HasBadBf16(const std::byte* data, int64_t n) {
-  const uint16_t limit = FloatToBf16Down(2 * kMaxMagnitude);
-  for (int64_t i = 0; i < n; ++i) {
-    uint16_t bits;
-    std::memcpy(&bits, data + 2 * i, sizeof bits);
-    if ((bits & kMagnitudeBits) > limit) return true;
-  }
-  return false;
-}
-
 }  // namespace
 
 BlobHeader ExpectedHeader(const StoredSegment& segment, SegmentForm form, int layer, Part part,
@@ -116,31 +104,6 @@ std::optional<int64_t> FirstBadValue(std::span<const uint16_t> values, KvDtype d
     }
   }
   return std::nullopt;
-}
-
-absl::Status CheckCompactValues(const PartLayout& layout, std::span<const std::byte> payload) {
-  for (size_t h = 0; h < layout.heads.size(); ++h) {
-    for (size_t b = 0; b < layout.heads[h].bands.size(); ++b) {
-      const BandLayout& band = layout.heads[h].bands[b];
-      const char* bad = nullptr;
-      if (!band.spectral() && band.bits == 16) {
-        if (HasBadBf16(payload.data() + band.data_offset,
-                       int64_t{band.size} * layout.segment_tokens)) {
-          bad = "value";
-        }
-      } else if (HasBadBf16(payload.data() + band.scale_offset, band.size)) {
-        bad = "scale";
-      } else if (!band.spectral() && HasBadBf16(payload.data() + band.zero_offset, band.size)) {
-        bad = "offset";
-      }
-      if (bad != nullptr) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "compact payload: head ", h, " band ", b, " has a ", bad,
-            " that is NaN, infinite or too large; encode finite values within +-1e30"));
-      }
-    }
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace fourierkv

@@ -29,9 +29,4 @@ inline constexpr float kMaxMagnitude = 1e30f;
 // Position of the first of `values` that is NaN, infinite or beyond +-kMaxMagnitude.
 std::optional<int64_t> FirstBadValue(std::span<const uint16_t> values, KvDtype dtype);
 
-// InvalidArgument, naming head and band, if a scale, offset or 16-bit value of a compact payload is
-// NaN, infinite or larger than an encoder can make it. Requires payload.size() ==
-// layout.payload_bytes.
-absl::Status CheckCompactValues(const PartLayout& layout, std::span<const std::byte> payload);
-
 }  // namespace fourierkv

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compute/backend/compute_backend.h"
+#include "compute/codec/payload_check.h"
 #include "kv_service/core/blob_identity.h"
 
 namespace fourierkv {
@@ -225,8 +226,7 @@ absl::Status PartCollector::FinishCompact(int64_t id, PartState& state) {
   const BlobHeader expected =
       ExpectedHeader(segment, SegmentForm::kCompact, layer, part, header->relative_error);
   if (auto s = CheckHeader(*header, expected); !s.ok()) return Fault(id, s);
-  if (auto s = CheckCompactValues(context_->layout->part(layer, part), BlobPayload(blob));
-      !s.ok()) {
+  if (auto s = CheckPayload(context_->layout->part(layer, part), BlobPayload(blob)); !s.ok()) {
     return Fault(id, s);
   }
   totals_.max_relative_error = std::max(totals_.max_relative_error, header->relative_error);

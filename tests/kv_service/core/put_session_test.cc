@@ -407,7 +407,7 @@ TEST_F(PutSessionTest, CompactBlobsThatAreDamagedOrForeignEndThePut) {
     SealBlob(*OpenBlob(stored[1]->compact->blob(0, Part::kK)->bytes()), blob);
   });
   EXPECT_EQ(status.code(), Code::kInvalidArgument);
-  EXPECT_THAT(status.ToString(), HasSubstr("head 1 band 0"));
+  EXPECT_THAT(status.ToString(), HasSubstr("head 1, band 0"));
 }
 
 TEST_F(PutSessionTest, OverBudgetChunksAreRefusedAndCanBeSentAgain) {
