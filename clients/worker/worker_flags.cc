@@ -15,7 +15,7 @@ void DeclareWorkerFlags(CLI::App& app, WorkerFlags& flags, const std::string& pr
   app.add_option("--server", flags.worker.server, "Address of fourierkv-server")->required();
   app.add_option("--connect-timeout", flags.connect_seconds,
                  "Seconds to wait for fourierkv-server to answer at the start")
-      ->check(SecondsUpTo(3600))
+      ->check(SecondsBetween(0, 3600))
       ->capture_default_str();
   app.add_option("--model", flags.worker.model_dir,
                  "Folder with config.json and safetensors of a Llama-architecture model")
@@ -40,7 +40,7 @@ void DeclareWorkerFlags(CLI::App& app, WorkerFlags& flags, const std::string& pr
       ->capture_default_str();
   app.add_option("--drain-seconds", flags.drain_seconds,
                  "How long running calls may take to finish after SIGTERM")
-      ->check(SecondsUpTo(3600))
+      ->check(SecondsBetween(0, 3600))
       ->capture_default_str();
   app.add_flag("--reflection,!--no-reflection", flags.reflection,
                "Serve gRPC reflection (default)");

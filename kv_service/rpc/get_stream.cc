@@ -86,7 +86,8 @@ v1::GetSegmentsResponse MakePlan(const std::vector<OpenSegment>& open, int first
 // Collects pieces of blobs into messages of about kBatchBytes.
 class BatchWriter {
  public:
-  explicit BatchWriter(grpc::ServerWriter<v1::GetSegmentsResponse>& writer) : writer_(writer) {}
+  BatchWriter(grpc::ServerWriter<v1::GetSegmentsResponse>& writer, StallWatch::Call& call)
+      : writer_(writer), call_(call) {}
 
   // False when the client is gone.
   bool Add(int request_index, int layer, Part part, std::span<const std::byte> blob) {
@@ -110,6 +111,7 @@ class BatchWriter {
 
   bool Flush() {
     if (filled_ == 0) return true;
+    call_.Progress();  // whatever it took to make this; now the client has to read
     const bool written = writer_.Write(response_);
     response_.Clear();
     filled_ = 0;
@@ -120,6 +122,7 @@ class BatchWriter {
 
  private:
   grpc::ServerWriter<v1::GetSegmentsResponse>& writer_;
+  StallWatch::Call& call_;
   v1::GetSegmentsResponse response_;
   size_t filled_ = 0;
   int64_t bytes_ = 0;
@@ -128,7 +131,7 @@ class BatchWriter {
 }  // namespace
 
 absl::Status ServeGet(ServiceCore& core, const v1::GetSegmentsRequest& request,
-                      grpc::ServerWriter<v1::GetSegmentsResponse>& writer) {
+                      grpc::ServerWriter<v1::GetSegmentsResponse>& writer, StallWatch::Call& call) {
   absl::StatusOr<std::vector<SegmentWant>> wants = ParseWants(request);
   if (!wants.ok()) return wants.status();
   absl::StatusOr<std::vector<OpenSegment>> opened = core.reader.Open(*wants);
@@ -161,7 +164,7 @@ absl::Status ServeGet(ServiceCore& core, const v1::GetSegmentsRequest& request,
   }
 
   const absl::Time begun = absl::Now();
-  BatchWriter batch(writer);
+  BatchWriter batch(writer, call);
   for (int64_t layer = first; layer < end; ++layer) {
     absl::StatusOr<std::vector<LayerRead>> blobs =
         core.reader.ReadLayer(open, static_cast<int>(layer));

@@ -5,12 +5,13 @@
 #include "absl/status/status.h"
 #include "fourierkv/v1/kv_cache_service.grpc.pb.h"
 #include "kv_service/rpc/service_core.h"
+#include "kv_service/rpc/stall_watch.h"
 
 namespace fourierkv {
 
 inline constexpr int kMaxSegmentsPerGet = 16384;
 
 absl::Status ServeGet(ServiceCore& core, const v1::GetSegmentsRequest& request,
-                      grpc::ServerWriter<v1::GetSegmentsResponse>& writer);
+                      grpc::ServerWriter<v1::GetSegmentsResponse>& writer, StallWatch::Call& call);
 
 }  // namespace fourierkv

@@ -112,13 +112,17 @@ grpc::Status KvCacheServiceImpl::MatchPrefix(grpc::ServerContext* context,
 grpc::Status KvCacheServiceImpl::PutSegments(
     grpc::ServerContext* context,
     grpc::ServerReaderWriter<v1::PutSegmentsResponse, v1::PutSegmentsRequest>* stream) {
-  return Finish("PutSegments", *context, ServePut(*core_, *stream));
+  StallWatch::Call call(&watch_, context);
+  const absl::Status status = ServePut(*core_, *stream, call);
+  return Finish("PutSegments", *context, call.status().ok() ? status : call.status());
 }
 
 grpc::Status KvCacheServiceImpl::GetSegments(grpc::ServerContext* context,
                                              const v1::GetSegmentsRequest* request,
                                              grpc::ServerWriter<v1::GetSegmentsResponse>* writer) {
-  return Finish("GetSegments", *context, ServeGet(*core_, *request, *writer));
+  StallWatch::Call call(&watch_, context);
+  const absl::Status status = ServeGet(*core_, *request, *writer, call);
+  return Finish("GetSegments", *context, call.status().ok() ? status : call.status());
 }
 
 grpc::Status KvCacheServiceImpl::Release(grpc::ServerContext* /*context*/,

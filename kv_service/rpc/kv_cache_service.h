@@ -4,13 +4,14 @@
 
 #include "fourierkv/v1/kv_cache_service.grpc.pb.h"
 #include "kv_service/rpc/service_core.h"
+#include "kv_service/rpc/stall_watch.h"
 
 namespace fourierkv {
 
 // Thread safe. `core` must outlive it.
 class KvCacheServiceImpl final : public v1::KvCacheService::Service {
  public:
-  explicit KvCacheServiceImpl(ServiceCore* core) : core_(core) {}
+  explicit KvCacheServiceImpl(ServiceCore* core) : core_(core), watch_(core->limits.stall) {}
 
   grpc::Status MatchPrefix(grpc::ServerContext* context, const v1::MatchPrefixRequest* request,
                            v1::MatchPrefixResponse* response) override;
@@ -28,6 +29,7 @@ class KvCacheServiceImpl final : public v1::KvCacheService::Service {
 
  private:
   ServiceCore* core_;
+  StallWatch watch_;
 };
 
 }  // namespace fourierkv

@@ -93,7 +93,7 @@ v1::PutSegmentsResponse Committed(const PutStats& stats) {
 
 }  // namespace
 
-absl::Status ServePut(ServiceCore& core, PutServerStream& stream) {
+absl::Status ServePut(ServiceCore& core, PutServerStream& stream, StallWatch::Call& call) {
   const absl::Time begun = absl::Now();
   v1::PutSegmentsRequest request;
   if (!stream.Read(&request)) return absl::CancelledError("the put ended before its header");
@@ -107,6 +107,7 @@ absl::Status ServePut(ServiceCore& core, PutServerStream& stream) {
   if (!stream.Write(Accepted(**put))) return absl::CancelledError("the client is gone");
 
   while (stream.Read(&request)) {
+    call.Progress();
     switch (request.message_case()) {
       case v1::PutSegmentsRequest::kChunk:
         if (absl::Status s = AddChunk(**put, request.chunk()); !s.ok()) return s;

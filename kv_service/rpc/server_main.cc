@@ -28,6 +28,7 @@ struct Flags {
   uint64_t memory = uint64_t{4} << 30;
   uint64_t scratch_memory = uint64_t{256} << 20;
   int max_puts = 64;
+  double stall_seconds = 60;
   double drain_seconds = 10;
   bool reflection = true;
   std::string log_level = "info";
@@ -54,6 +55,11 @@ void Declare(CLI::App& app, Flags& flags) {
   app.add_option("--max-puts", flags.max_puts, "Puts in progress at the same time")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
+  app.add_option("--stall-seconds", flags.stall_seconds,
+                 "How long a client in a put or fetch may neither send nor read before the call is "
+                 "cancelled")
+      ->check(SecondsBetween(0.01, 3600))
+      ->capture_default_str();
   app.add_option("--device", flags.device, "Compute backend that encodes and decodes")
       ->capture_default_str();
   app.add_option("--threads", flags.threads, "Compute threads; 0: one per hardware thread")
@@ -61,7 +67,7 @@ void Declare(CLI::App& app, Flags& flags) {
       ->capture_default_str();
   app.add_option("--drain-seconds", flags.drain_seconds,
                  "How long running calls may take to finish after SIGTERM")
-      ->check(SecondsUpTo(3600))
+      ->check(SecondsBetween(0, 3600))
       ->capture_default_str();
   app.add_flag("--reflection,!--no-reflection", flags.reflection,
                "Serve gRPC reflection (default)");
@@ -79,6 +85,7 @@ absl::Status Serve(const Flags& flags) {
   limits.memory_bytes = static_cast<int64_t>(flags.memory);
   limits.scratch_bytes = static_cast<int64_t>(flags.scratch_memory);
   limits.max_puts = flags.max_puts;
+  limits.stall = absl::Seconds(flags.stall_seconds);
   ServiceCore core(*std::move(backend), limits);
   Log(LogLevel::kInfo, "server.start",
       {{"version", FOURIERKV_VERSION},

@@ -33,8 +33,9 @@ void BandwidthMeter::Record(int64_t bytes, absl::Duration elapsed) {
 }
 
 ServiceCore::ServiceCore(std::unique_ptr<ComputeBackend> compute_backend,
-                         const ServiceLimits& limits)
-    : backend(std::move(compute_backend)),
+                         const ServiceLimits& service_limits)
+    : limits(service_limits),
+      backend(std::move(compute_backend)),
       metrics(std::make_shared<StoreMetrics>()),
       budget(MemoryBudget::Create("segment memory (--memory)", limits.memory_bytes)),
       scratch(MemoryBudget::Create("scratch memory (--scratch-memory)", limits.scratch_bytes)),

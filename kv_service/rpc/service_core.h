@@ -22,6 +22,7 @@ struct ServiceLimits {
   int64_t memory_bytes = int64_t{1} << 30;   // segments and puts in progress
   int64_t scratch_bytes = int64_t{1} << 28;  // forms made for a fetch and not kept
   int max_puts = 64;                         // at the same time
+  absl::Duration stall = absl::Minutes(1);   // how long a client may neither send nor read
 };
 
 // Bytes per second of recent fetches, as clients drained them. Thread safe.
@@ -38,8 +39,9 @@ class BandwidthMeter {
 
 // Thread safe. Outlives the RPC classes.
 struct ServiceCore {
-  ServiceCore(std::unique_ptr<ComputeBackend> compute_backend, const ServiceLimits& limits);
+  ServiceCore(std::unique_ptr<ComputeBackend> compute_backend, const ServiceLimits& service_limits);
 
+  const ServiceLimits limits;
   std::unique_ptr<ComputeBackend> backend;
   std::shared_ptr<StoreMetrics> metrics;
   std::shared_ptr<MemoryBudget> budget;

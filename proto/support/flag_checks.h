@@ -10,13 +10,14 @@
 
 namespace fourierkv {
 
-// 0 to `most`. CLI::Range would let NaN through.
-inline CLI::Validator SecondsUpTo(double most) {
+// CLI::Range would let NaN through.
+inline CLI::Validator SecondsBetween(double least, double most) {
   return CLI::Validator(
-      [most](const std::string& text) {
+      [least, most](const std::string& text) {
         double value = 0;
-        const bool right = absl::SimpleAtod(text, &value) && value >= 0 && value <= most;
-        return right ? std::string() : absl::StrCat("must be 0 to ", most, " seconds");
+        const bool right = absl::SimpleAtod(text, &value) && value >= least && value <= most;
+        return right ? std::string()
+                     : absl::StrCat("must be ", least, " to ", most, " seconds, not ", text);
       },
       "SECONDS");
 }

@@ -36,9 +36,9 @@ TEST(ProgramsTest, HelpNamesEveryFlag) {
       "--config",        "--version"};
   const std::vector<std::pair<std::string, std::vector<std::string>>> programs = {
       {"fourierkv-server",
-       {"--listen", "--metrics", "--memory", "--scratch-memory", "--max-puts", "--device",
-        "--threads", "--drain-seconds", "--no-reflection", "--log-level", "--log-format",
-        "--config", "--version"}},
+       {"--listen", "--metrics", "--memory", "--scratch-memory", "--max-puts", "--stall-seconds",
+        "--device", "--threads", "--drain-seconds", "--no-reflection", "--log-level",
+        "--log-format", "--config", "--version"}},
       {"fourierkv-prefill", worker_flags},
       {"fourierkv-decode", worker_flags},
       {"fourierkv-demo",
@@ -72,6 +72,7 @@ TEST(ProgramsTest, WrongFlagsAreRefusedByName) {
       {"fourierkv-server", {"--threads", "many"}, "--threads"},
       {"fourierkv-server", {"--threads", "-1"}, "--threads"},
       {"fourierkv-server", {"--drain-seconds", "-1"}, "--drain-seconds"},
+      {"fourierkv-server", {"--stall-seconds", "0"}, "--stall-seconds"},
       {"fourierkv-server", {"--drain-seconds", "nan"}, "--drain-seconds"},
       {"fourierkv-server", {"--device", "tpu"}, "tpu"},
       {"fourierkv-server", {"--log-level", "loud"}, "loud"},

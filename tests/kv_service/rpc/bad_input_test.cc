@@ -305,8 +305,6 @@ TEST_F(BadInputTest, ClientsThatDisappear) {
     for (size_t i = 0; i < sent; ++i) ASSERT_TRUE(stream->Write(messages[i]));
     v1::PutSegmentsResponse accepted;
     ASSERT_TRUE(stream->Read(&accepted));
-    while (service_.Stats().open_puts() == 0) {
-    }
     context.TryCancel();
     EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
     ExpectNothingLeft();
@@ -321,6 +319,43 @@ TEST_F(BadInputTest, ClientsThatDisappear) {
   }
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   ExpectNothingLeft();
+}
+
+TEST_F(BadInputTest, ClientsThatFallSilent) {
+  ServiceLimits limits;
+  limits.stall = absl::Milliseconds(60);
+  TestService strict(limits);
+  ASSERT_TRUE(strict.client().PutProfile(SmallProfile(), Soon()).ok());
+  {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(Soon()));
+    auto stream = strict.raw().PutSegments(&context);
+    const Messages messages = RightPut();
+    for (int i = 0; i < 4; ++i) ASSERT_TRUE(stream->Write(messages[i]));
+    v1::PutSegmentsResponse response;
+    while (stream->Read(&response)) {
+    }
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+    EXPECT_EQ(strict.UsedBytes(), 0);
+  }
+  // A fetch that nobody reads (more than fits between the two ends) keeps what it would send only
+  // for a while, too.
+  const Sequence large(1, 64 * kS);
+  ASSERT_TRUE(PutSequence(strict.client(), MakePutHeader(ns_, large), large).ok());
+  grpc::ClientContext context;
+  auto reader =
+      strict.raw().GetSegments(&context, MakeGet(KeysOf(ns_, large), {v1::SEGMENT_FORM_EXACT}));
+  v1::GetSegmentsResponse plan;
+  ASSERT_TRUE(reader->Read(&plan));
+  const Digest first = *Digest::FromRaw(KeysOf(ns_, large)[0], "key");
+  ASSERT_TRUE(strict.client().Delete({first}, Soon()).ok());
+  const absl::Time deadline = Soon();
+  while (strict.Stats().used_bytes() > 0 && absl::Now() < deadline) {
+    absl::SleepFor(absl::Milliseconds(2));
+  }
+  EXPECT_EQ(strict.Stats().used_bytes(), 0);
+  context.TryCancel();
+  reader->Finish();
 }
 
 TEST_F(BadInputTest, CompactBlobsThatLie) {
