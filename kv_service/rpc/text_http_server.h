@@ -2,19 +2,22 @@
 
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
 #include <thread>
-#include <vector>
 
 #include "absl/status/statusor.h"
 
+namespace httplib {
+class Server;
+}
+
 namespace fourierkv {
 
-// Answers GET and HEAD of one path with text made at that moment, from a few threads of its own,
-// one request a connection. A client gets a few seconds and a few KiB for its request; what is not
-// a right one gets 400, 404 or 405.
+// Answers GET and HEAD of one path with text made at that moment, from a few threads of its own. A
+// client gets a few seconds and a few KiB for its request; other paths and methods get 404.
 class TextHttpServer {
  public:
   // `listen` is HOST:PORT; port 0 takes any free one. `make_text` is called from several threads
@@ -31,17 +34,12 @@ class TextHttpServer {
   const std::string& address() const { return address_; }
 
  private:
-  TextHttpServer() = default;
-  void Serve();
-  std::string Answer(const std::string& request) const;
+  TextHttpServer(std::unique_ptr<httplib::Server> server, std::string address);
 
+  std::unique_ptr<httplib::Server> server_;
   std::string address_;
-  std::string path_;
-  std::string content_type_;
-  std::function<std::string()> make_text_;
-  int listen_fd_ = -1;
-  int wake_fd_ = -1;  // readable from the destructor on
-  std::vector<std::thread> threads_;
+  std::atomic<bool> ended_{false};  // the loop, for whatever reason
+  std::thread thread_;
 };
 
 }  // namespace fourierkv
