@@ -5,33 +5,37 @@
 namespace fourierkv {
 
 void LayerGate::CloseAll(absl::Time deadline) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   open_.assign(open_.size(), false);
   failure_ = absl::OkStatus();
   deadline_ = deadline;
 }
 
 void LayerGate::Open(int layer) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   open_[layer] = true;
+  changed_.notify_all();
 }
 
 void LayerGate::Fail(absl::Status status) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   if (failure_.ok()) failure_ = std::move(status);
+  changed_.notify_all();
 }
 
 bool LayerGate::is_open(int layer) const {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   return open_[layer];
 }
 
 absl::Status LayerGate::Wait(int layer) const {
-  absl::MutexLock lock(&mutex_);
-  const auto decided = [this, layer]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
-    return open_[layer] || !failure_.ok();
-  };
-  mutex_.AwaitWithDeadline(absl::Condition(&decided), deadline_);
+  std::unique_lock lock(mutex_);
+  const auto decided = [this, layer] { return open_[layer] || !failure_.ok(); };
+  if (deadline_ == absl::InfiniteFuture()) {
+    changed_.wait(lock, decided);
+  } else {
+    changed_.wait_until(lock, absl::ToChronoTime(deadline_), decided);
+  }
   if (open_[layer]) return absl::OkStatus();
   if (!failure_.ok()) return failure_;
   return absl::DeadlineExceededError(

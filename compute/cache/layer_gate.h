@@ -2,12 +2,11 @@
 
 #pragma once
 
-#include <cstdint>
+#include <condition_variable>
+#include <mutex>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
 namespace fourierkv {
@@ -19,21 +18,22 @@ class LayerGate {
   explicit LayerGate(int layers) : open_(layers, true) {}
 
   // Closes every layer until it is opened, or until `deadline`.
-  void CloseAll(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
-  void Open(int layer) ABSL_LOCKS_EXCLUDED(mutex_);
+  void CloseAll(absl::Time deadline);
+  void Open(int layer);
   // Every present and later Wait on a closed layer returns `status`. The first failure stands.
-  void Fail(absl::Status status) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Fail(absl::Status status);
 
-  bool is_open(int layer) const ABSL_LOCKS_EXCLUDED(mutex_);
+  bool is_open(int layer) const;
 
   // OK once `layer` is open; what Fail was given; DeadlineExceeded.
-  absl::Status Wait(int layer) const ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status Wait(int layer) const;
 
  private:
-  mutable absl::Mutex mutex_;
-  std::vector<bool> open_ ABSL_GUARDED_BY(mutex_);
-  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
-  absl::Time deadline_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
+  mutable std::mutex mutex_;  // guards everything below
+  mutable std::condition_variable changed_;
+  std::vector<bool> open_;
+  absl::Status failure_;
+  absl::Time deadline_ = absl::InfiniteFuture();
 };
 
 }  // namespace fourierkv

@@ -3,7 +3,6 @@
 
     reference_logits.py golden MODEL_FOLDER OUT.json     logits of MODEL_FOLDER on a fixed prompt
     reference_logits.py tiny OUT_FOLDER                  makes tiny random models with their logits
-    reference_logits.py compare MODEL_FOLDER LOGITS.bin TOKENS...   float32 logits of the last token
 
 The fixtures in tests/data were made by:
     reference_logits.py golden tests/data/needle-4m tests/data/needle-4m/golden_logits.json
@@ -184,11 +183,6 @@ def main():
     elif mode == "tiny":
         write_tiny(os.path.join(args[0], "tiny-llama-f16"), "F16", 1)
         write_tiny(os.path.join(args[0], "tiny-llama-f32"), "F32", 2)
-    elif mode == "compare":
-        config, weights = load(args[0])
-        expected = logits(config, weights, [int(t) for t in args[2:]])[-1]
-        found = np.fromfile(args[1], "<f4")
-        print("largest difference", np.abs(expected - found).max(), "of", np.abs(expected).max())
     else:
         sys.exit(__doc__)
 
