@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Logits of a Llama-architecture model in plain numpy, float64: an independent check of the runner.
+"""Logits of a Llama-architecture model in plain numpy, float64 but for K and V, which are rounded
+to fp16 as in a cache of that type: an independent check of the runner.
 
     reference_logits.py golden MODEL_FOLDER OUT.json     logits of MODEL_FOLDER on a fixed prompt
     reference_logits.py tiny OUT_FOLDER                  makes tiny random models with their logits
@@ -104,6 +105,7 @@ def logits(config, w, tokens):
             (h @ w[f"{p}self_attn.{name}_proj.weight"].T).reshape(n, -1, d) for name in "qkv"
         )
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k, v = (t.astype(np.float16).astype(np.float64) for t in (k, v))  # as a cache holds them
         k, v = (np.repeat(t, heads // kv_heads, axis=1) for t in (k, v))
         scores = np.einsum("ihd,jhd->hij", q, k) / math.sqrt(d) + hide
         scores = np.exp(scores - scores.max(-1, keepdims=True))
