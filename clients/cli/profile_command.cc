@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -199,6 +200,14 @@ void DeclareProfile(CLI::App& app, Command& chosen) {
   calibrate->add_option("--resident-bits", options.resident_bits, "4, 8 or 16")
       ->check(CLI::IsMember({4, 8, 16}))
       ->capture_default_str();
+  calibrate
+      ->add_option("--pool", options.pool,
+                   "Where channels compete to be resident: within a head, a layer or the model")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, ChannelPool>{{"head", ChannelPool::kHead},
+                                             {"layer", ChannelPool::kLayer},
+                                             {"model", ChannelPool::kModel}}))
+      ->default_str("model");
   calibrate->add_option("--threads", flags->threads, "Compute threads; 0: all")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

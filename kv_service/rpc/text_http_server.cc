@@ -14,7 +14,7 @@ namespace fourierkv {
 namespace {
 
 constexpr int kThreads = 2;
-constexpr int kPatienceSeconds = 5;  // with one client
+constexpr int kPatienceSeconds = 2;  // with one client
 constexpr size_t kMaxBodyBytes = 1 << 10;
 
 }  // namespace
