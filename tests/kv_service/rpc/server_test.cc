@@ -173,7 +173,8 @@ TEST(MetricsExporterTest, WhatIsNoScrapeIsAnsweredAndHarmless) {
   EXPECT_EQ(first_line("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), "HTTP/1.1 404 Not Found");
   EXPECT_EQ(first_line("GET /metrics/x HTTP/1.1\r\n\r\n"), "HTTP/1.1 404 Not Found");
   EXPECT_EQ(first_line("GET /metrics?a=b HTTP/1.0\r\n\r\n"), "HTTP/1.1 200 OK");
-  EXPECT_EQ(first_line("POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n"), "HTTP/1.1 404 Not Found");
+  EXPECT_EQ(first_line("POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n"),
+            "HTTP/1.1 404 Not Found");
   EXPECT_EQ(first_line("hello\r\n\r\n"), "HTTP/1.1 400 Bad Request");
   EXPECT_EQ(first_line("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), "HTTP/1.1 400 Bad Request");
   Http(address, std::string(100'000, 'x'));  // no end in sight: dropped
