@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/support/convert.h"
+#include "proto/support/grpc_lifetime.h"
 #include "proto/support/grpc_status.h"
 
 namespace fourierkv {
@@ -147,6 +148,7 @@ absl::StatusOr<v1::PutCommitted> PutStream::Commit() {
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectChannel(const std::string& address,
                                                               absl::Duration timeout) {
+  KeepGrpcUntilExit();
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(8 << 20);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);

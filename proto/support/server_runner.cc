@@ -24,6 +24,7 @@
 #include "absl/strings/strip.h"
 #include "compute/base/signal_thread.h"
 #include "compute/base/structured_log.h"
+#include "proto/support/grpc_lifetime.h"
 
 namespace fourierkv {
 namespace {
@@ -138,6 +139,7 @@ absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Ser
         {{"listen", options.listen},
          {"note", "calls are neither encrypted nor authenticated; use a trusted network"}});
   }
+  KeepGrpcUntilExit();
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   if (options.reflection) {
