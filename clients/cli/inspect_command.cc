@@ -106,7 +106,8 @@ void PrintText(const Report& report, const Flags& flags) {
                   "%d leases, %d puts open\n"
                   "received %.2f MB, sent %.2f MB; encoded %.2f MB in %.3f s; evicted %d, "
                   "damaged %d\n",
-                  s.version(), s.backend(), absl::FormatDuration(FromProto(s.uptime())),
+                  s.version(), s.backend(),
+                  absl::FormatDuration(absl::Trunc(FromProto(s.uptime()), absl::Seconds(1))),
                   s.used_bytes() * 1e-6, s.budget_bytes() * 1e-6, s.segments(),
                   s.exact_bytes() * 1e-6, s.compact_bytes() * 1e-6, s.leases(), s.open_puts(),
                   s.bytes_received() * 1e-6, s.bytes_sent() * 1e-6, s.encoded_dense_bytes() * 1e-6,

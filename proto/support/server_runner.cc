@@ -13,6 +13,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -126,6 +127,8 @@ void PrepareServerProcess() {
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that malloc accepts
   signal(SIGPIPE, SIG_IGN);
+  // What gRPC would write to stderr comes back as a status, which says it once and readably.
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   HandleSignals({SIGINT, SIGTERM}, OnSignal);
 }
 
