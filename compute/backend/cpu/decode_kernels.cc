@@ -165,7 +165,8 @@ static HWY_INLINE void StoreKv(VF value, KvDtype dtype, uint16_t* to) {
   }
   const VF limit = hn::Set(d, 65504.0f);
   const VF clamped = hn::Min(hn::Max(value, hn::Neg(limit)), limit);
-#if HWY_TARGET == HWY_SSE4  // has no conversion, and Highway's stand-in truncates
+#if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_EMU128
+  // No conversion in hardware, and the stand-in of Highway truncates.
   HWY_ALIGN float lanes[kLanes];
   hn::Store(clamped, d, lanes);
   for (int l = 0; l < kLanes; ++l) to[l] = FloatToFp16(lanes[l]);
