@@ -1,12 +1,14 @@
 # Each target alone does all it needs on a fresh Debian 12 or Ubuntu 24.04 machine.
 PRESET ?= cpu
+# For example CMAKE_FLAGS=-DFOURIERKV_WERROR=ON
+CMAKE_FLAGS ?=
 BUILD := build/$(PRESET)
 
 .PHONY: build demo test asan tsan bench format clean
 
 build:
 	./bootstrap.sh
-	cmake --preset $(PRESET) -Wno-dev --log-level=WARNING
+	cmake --preset $(PRESET) -Wno-dev --log-level=WARNING $(CMAKE_FLAGS)
 	cmake --build --preset $(PRESET)
 
 demo: build
