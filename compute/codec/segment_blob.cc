@@ -58,7 +58,7 @@ absl::Status Damaged(const Args&... args) {
 }
 
 absl::Status CheckFields(const BlobHeader& header, int form, int part, int dtype) {
-  if (form < 1 || form > 3) return Damaged("form ", form, " is unknown");
+  if (form < 1 || form > 4) return Damaged("form ", form, " is unknown");
   if (part > 1) return Damaged("part ", part, " is neither K (0) nor V (1)");
   if (dtype < 1 || dtype > 2) return Damaged("dtype ", dtype, " is neither bf16 (1) nor fp16 (2)");
   if (header.layer > kMaxLayer) return Damaged("layer ", header.layer, " is above ", kMaxLayer);
@@ -70,15 +70,22 @@ absl::Status CheckFields(const BlobHeader& header, int form, int part, int dtype
   if (!std::isfinite(header.relative_error) || header.relative_error < 0) {
     return Damaged("relative_error is ", header.relative_error, "; it must be finite and >= 0");
   }
-  if (header.form != SegmentForm::kCompact &&
-      header.payload_bytes != static_cast<uint64_t>(geometry.PartBytes(header.tokens))) {
+  const auto dense_bytes = static_cast<uint64_t>(geometry.PartBytes(header.tokens));
+  if (header.form == SegmentForm::kLossless) {
+    if (header.payload_bytes > dense_bytes + kLosslessOverheadBytes) {
+      return Damaged("payload_bytes is ", header.payload_bytes, "; the lossless form has at most ",
+                     dense_bytes + kLosslessOverheadBytes);
+    }
+  } else if (header.form != SegmentForm::kCompact && header.payload_bytes != dense_bytes) {
     return Damaged("payload_bytes is ", header.payload_bytes, "; the ", FormName(header.form),
-                   " form has ", geometry.PartBytes(header.tokens));
+                   " form has ", dense_bytes);
   }
-  if (header.form == SegmentForm::kExact) {
-    if (header.relative_error != 0) return Damaged("relative_error of an exact segment is not 0");
+  if (IsExactData(header.form)) {
+    if (header.relative_error != 0) {
+      return Damaged("relative_error of ", FormName(header.form), " data is not 0");
+    }
     if (header.profile_prefix != decltype(header.profile_prefix){}) {
-      return Damaged("an exact segment names a codec profile");
+      return Damaged("the ", FormName(header.form), " form names a codec profile");
     }
   }
   return absl::OkStatus();
@@ -94,6 +101,10 @@ const char* FormName(SegmentForm form) {
       return "compact";
     case SegmentForm::kDense:
       return "dense";
+    case SegmentForm::kLossless:
+      return "lossless";
+    case SegmentForm::kArchived:
+      return "archived";
   }
   return "unknown";
 }

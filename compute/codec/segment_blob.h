@@ -19,16 +19,35 @@ namespace fourierkv {
 
 // Values are stored in headers.
 enum class SegmentForm : uint8_t {
-  kExact = 1,    // [kv_heads][tokens][head_dim] as received
-  kCompact = 2,  // laid out by the codec profile (segment_layout.h)
-  kDense = 3,    // same layout as exact, but decoded from compact: lossy
+  kExact = 1,     // [kv_heads][tokens][head_dim] as received
+  kCompact = 2,   // laid out by the codec profile (segment_layout.h)
+  kDense = 3,     // same layout as exact, but decoded from compact: lossy
+  kLossless = 4,  // exact, compressed bit for bit (lossless_codec.h)
+  kArchived = 5,  // reserved for compact segments with entropy coding; no blob has it yet
 };
+
+// Form values are from 1 to this.
+inline constexpr int kLastForm = 5;
 
 const char* FormName(SegmentForm form);
 
+// Whether all bits are those received: relative_error 0, and no codec profile takes part.
+constexpr bool IsExactData(SegmentForm form) {
+  return form == SegmentForm::kExact || form == SegmentForm::kLossless;
+}
+
+// Whether geometry and profile decide the payload's size. Otherwise it depends on the values and is
+// only bounded.
+constexpr bool HasFixedSize(SegmentForm form) {
+  return form != SegmentForm::kLossless && form != SegmentForm::kArchived;
+}
+
 inline constexpr size_t kBlobHeaderBytes = 96;
+// What a lossless payload has at most beside the bytes of the exact one.
+inline constexpr uint64_t kLosslessOverheadBytes = 8;
 // No blob is larger: 256 heads of 512 channels at 1024 tokens in 16 bits.
-inline constexpr uint64_t kMaxBlobBytes = kBlobHeaderBytes + (uint64_t{256} * 512 * 1024 * 2);
+inline constexpr uint64_t kMaxBlobBytes =
+    kBlobHeaderBytes + (uint64_t{256} * 512 * 1024 * 2) + kLosslessOverheadBytes;
 
 struct BlobHeader {
   SegmentForm form = SegmentForm::kExact;
@@ -38,11 +57,12 @@ struct BlobHeader {
   uint32_t tokens = 0;
   uint16_t kv_heads = 0;
   uint16_t head_dim = 0;
-  float relative_error = 0;  // ||X - X^||_F / ||X||_F, measured when encoded; 0 for exact
+  float relative_error = 0;  // ||X - X^||_F / ||X||_F, measured when encoded; 0 for exact data
   uint64_t payload_bytes = 0;
   Digest block_key;
-  std::array<uint8_t, 16> profile_prefix{};  // first 16 bytes of the profile id; zero for exact
-  uint64_t first_token = 0;                  // absolute position
+  std::array<uint8_t, 16>
+      profile_prefix{};      // first 16 bytes of the profile id; zero for exact data
+  uint64_t first_token = 0;  // absolute position
 
   bool operator==(const BlobHeader&) const = default;
 };

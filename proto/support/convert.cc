@@ -23,9 +23,14 @@ absl::StatusOr<SegmentForm> FromProto(v1::SegmentForm form, absl::string_view fi
       return SegmentForm::kCompact;
     case v1::SEGMENT_FORM_DENSE:
       return SegmentForm::kDense;
+    case v1::SEGMENT_FORM_LOSSLESS:
+      return SegmentForm::kLossless;
+    case v1::SEGMENT_FORM_ARCHIVED:
+      return absl::UnimplementedError(
+          absl::StrCat(field, " is ARCHIVED, which this version does not know"));
     default:
-      return absl::InvalidArgumentError(absl::StrCat(field, " is ", static_cast<int>(form),
-                                                     "; it must be EXACT, COMPACT or DENSE"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          field, " is ", static_cast<int>(form), "; it must be EXACT, COMPACT, DENSE or LOSSLESS"));
   }
 }
 

@@ -114,7 +114,7 @@ struct BadField {
 
 const BadField kBadFields[] = {
     {"FormZero", [](BlobHeader& h) { h.form = static_cast<SegmentForm>(0); }, "form 0"},
-    {"FormFour", [](BlobHeader& h) { h.form = static_cast<SegmentForm>(4); }, "form 4"},
+    {"FormFive", [](BlobHeader& h) { h.form = static_cast<SegmentForm>(5); }, "form 5"},
     {"Part", [](BlobHeader& h) { h.part = static_cast<Part>(2); }, "part 2"},
     {"DtypeZero", [](BlobHeader& h) { h.dtype = static_cast<KvDtype>(0); }, "dtype 0"},
     {"DtypeThree", [](BlobHeader& h) { h.dtype = static_cast<KvDtype>(3); }, "dtype 3"},
@@ -148,7 +148,7 @@ const BadField kBadFields[] = {
        h.form = SegmentForm::kExact;
        h.relative_error = 0.1f;
      },
-     "relative_error of an exact segment"},
+     "relative_error of exact data"},
     {"ExactWithProfile",
      [](BlobHeader& h) {
        h.form = SegmentForm::kExact;
