@@ -24,6 +24,8 @@ class JsonReader {
   // `text` must outlive the reader.
   explicit JsonReader(absl::string_view text) : text_(text) {}
 
+  // Whether the next value is an object, where the schema allows several types.
+  bool AtObject() { return Peek() == '{'; }
   // Calls member(key) at each value, which member must read. Refuses a key that occurs twice.
   absl::Status ReadObject(absl::FunctionRef<absl::Status(absl::string_view key)> member);
   // Calls element(index) at each value, which element must read. Refuses more than `max_size`.

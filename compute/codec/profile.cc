@@ -5,13 +5,18 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "compute/codec/profile_limits.h"
+#include "compute/codec/rotation.h"
 
 namespace fourierkv {
 namespace {
 
-constexpr size_t kMaxBands = 8;
-constexpr size_t kMaxNameLength = 128;
-constexpr int kMaxCoefficients = 64;
+using profile_limits::kMaxBands;
+using profile_limits::kMaxCoefficients;
+
+bool IsPrintable(const std::string& text) {
+  return std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
+}
 
 std::string GeometryText(const KvGeometry& g) {
   return absl::StrCat(g.layers, " layers, ", g.kv_heads, " KV heads, head dimension ", g.head_dim);
@@ -25,15 +30,15 @@ std::string BandFault(const Band& band, BasisKind basis, std::vector<bool>* seen
       return absl::StrCat("coefficients is ", band.coefficients, "; basis ", BasisName(basis),
                           " allows at most ", most);
     }
-    if (band.bits != 8) {
-      return absl::StrCat("bits is ", band.bits, "; coefficients are stored in 8 bits");
+    if (band.bits != 8 && band.bits != 16) {
+      return absl::StrCat("bits is ", band.bits, "; coefficients are stored in 8 or 16 bits");
     }
   } else {
     if (band.coefficients < 0) {
       return absl::StrCat("coefficients is ", band.coefficients, "; it must not be negative");
     }
-    if (band.bits != 4 && band.bits != 8 && band.bits != 16) {
-      return absl::StrCat("bits is ", band.bits, "; it must be 4, 8 or 16");
+    if (band.bits != 2 && band.bits != 3 && band.bits != 4 && band.bits != 8 && band.bits != 16) {
+      return absl::StrCat("bits is ", band.bits, "; it must be 2, 3, 4, 8 or 16");
     }
   }
   if (band.channels.empty()) return "has no channels; leave the band out";
@@ -56,6 +61,11 @@ absl::Status CheckHead(const HeadProfile& head, const std::string& field, BasisK
   if (head.bands.size() > kMaxBands) {
     return absl::InvalidArgumentError(absl::StrCat(field, " has ", head.bands.size(),
                                                    " bands; at most ", kMaxBands, " are allowed"));
+  }
+  if (!head.rotation.empty()) {
+    if (auto s = CheckRotation(head.rotation, head_dim); !s.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat(field, ".", s.message()));
+    }
   }
   std::vector<bool> seen(head_dim);
   for (size_t b = 0; b < head.bands.size(); ++b) {
@@ -83,6 +93,27 @@ absl::Status CheckHead(const HeadProfile& head, const std::string& field, BasisK
   return absl::OkStatus();
 }
 
+absl::Status CheckEvidence(const std::map<std::string, std::string>& evidence) {
+  using profile_limits::kMaxEvidence;
+  using profile_limits::kMaxEvidenceKey;
+  using profile_limits::kMaxEvidenceValue;
+  if (evidence.size() > kMaxEvidence) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "evidence has ", evidence.size(), " entries; at most ", kMaxEvidence, " are allowed"));
+  }
+  for (const auto& [key, value] : evidence) {
+    if (key.empty() || key.size() > kMaxEvidenceKey || !IsPrintable(key)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "evidence: a key is not 1 to ", kMaxEvidenceKey, " printable ASCII characters"));
+    }
+    if (value.size() > kMaxEvidenceValue || !IsPrintable(value)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "evidence.", key, " must be at most ", kMaxEvidenceValue, " printable ASCII characters"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 std::vector<uint16_t> Range(int first, int last) {
   std::vector<uint16_t> channels(last - first);
   std::iota(channels.begin(), channels.end(), static_cast<uint16_t>(first));
@@ -101,10 +132,9 @@ HeadProfile SplitHead(int head_dim, double spectral_share, int coefficients, int
 }  // namespace
 
 absl::Status CodecProfile::Validate() const {
-  if (name.empty() || name.size() > kMaxNameLength ||
-      !std::all_of(name.begin(), name.end(), [](char c) { return c >= 0x20 && c <= 0x7e; })) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("name must be 1 to ", kMaxNameLength, " printable ASCII characters"));
+  if (name.empty() || name.size() > profile_limits::kMaxName || !IsPrintable(name)) {
+    return absl::InvalidArgumentError(absl::StrCat("name must be 1 to ", profile_limits::kMaxName,
+                                                   " printable ASCII characters"));
   }
   if (auto s = geometry.Validate(); !s.ok()) return s;
   if (auto known = ParseBasisKind(BasisName(basis)); !known.ok()) return known.status();
@@ -113,6 +143,7 @@ absl::Status CodecProfile::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("segment_tokens is ", segment_tokens, "; it must be 128, 256, 512 or 1024"));
   }
+  if (auto s = CheckEvidence(evidence); !s.ok()) return s;
   const size_t expected = size_t{2} * geometry.layers * geometry.kv_heads;
   if (heads.size() != expected) {
     return absl::InvalidArgumentError(absl::StrCat(

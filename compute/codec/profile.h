@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -16,8 +17,9 @@
 namespace fourierkv {
 
 // Channels of one head that share one representation.
-//   spectral: `coefficients` = M basis coefficients per channel and segment, `bits` = 8
-//   resident: one value per token, `bits` in {4, 8, 16}; 16 is bf16; `coefficients` = 0
+//   spectral: `coefficients` = M basis coefficients per channel and segment, `bits` in {8, 16}
+//   resident: one value per token, `bits` in {2, 3, 4, 8, 16}; `coefficients` = 0
+// 16 bits is bf16; fewer are integers with one bf16 scale (and offset) per channel and segment.
 struct Band {
   int coefficients = 0;
   int bits = 0;
@@ -30,6 +32,9 @@ struct Band {
 // K or V of one head: bands that together hold every channel exactly once, spectral bands first.
 struct HeadProfile {
   std::vector<Band> bands;
+  // Empty, or an orthogonal matrix U, row-major [head_dim][head_dim], in units of 1 / 32767. Then
+  // what is compressed is X U, and "channel" j means its column j (rotation.h).
+  std::vector<int16_t> rotation = {};
   bool operator==(const HeadProfile&) const = default;
 };
 
@@ -40,6 +45,8 @@ struct CodecProfile {
   BasisKind basis = BasisKind::kDct2;
   int segment_tokens = 256;
   std::vector<HeadProfile> heads;  // index: (layer * kv_heads + head) * 2 + part
+  // What speaks for the profile, for people and reports: "model_sha256", "predicted_error", ...
+  std::map<std::string, std::string> evidence;
 
   const HeadProfile& head(int layer, int head, Part part) const {
     return heads[(static_cast<size_t>(layer) * geometry.kv_heads + head) * 2 +
@@ -54,7 +61,9 @@ struct CodecProfile {
 
   // InvalidArgument naming the field at fault, e.g. "layers[3].k[1]: channel 17 is in two bands".
   // Bounds: segment_tokens in {128, 256, 512, 1024}; 1 <= M <= 64, M = 1 for basis `mean`;
-  // at most 8 bands a head; name of 1 to 128 printable characters.
+  // at most 12 bands a head; rotations orthogonal (CheckRotation); name of 1 to 128 printable
+  // characters; at most 32 pieces of evidence, keys of 1 to 64 and values of at most 256 printable
+  // characters.
   absl::Status Validate() const;
 
   // InvalidArgument unless the profile was made for `model`, saying both geometries.
@@ -66,7 +75,7 @@ struct CodecProfile {
   std::string ToPrettyJson() const;
   Digest Id() const;
 
-  // Parses and validates. `text` is at most 16 MiB. Unknown keys are refused.
+  // Parses and validates. `text` is at most 64 MiB. Unknown keys are refused.
   static absl::StatusOr<CodecProfile> FromJson(absl::string_view text);
   static absl::StatusOr<CodecProfile> FromFile(const std::string& path);
 };

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "compute/codec/rotation.h"
+
 namespace fourierkv {
 namespace {
 
@@ -14,19 +16,29 @@ int64_t AlignUp(int64_t offset) {
 // Places a band at `start` and returns where it ends, padding included.
 int64_t PlaceBand(int64_t start, int segment_tokens, BandLayout* band) {
   const int64_t n = band->size;
-  if (band->spectral()) {
+  if (band->scaled()) {
     band->scale_offset = start;
-    band->data_offset = start + 2 * n;
-    return AlignUp(band->data_offset + n * band->coefficients);
+    start += 2 * n;
   }
-  if (band->bits == 16) {
-    band->data_offset = start;
-  } else {
-    band->scale_offset = start;
-    band->zero_offset = start + 2 * n;
-    band->data_offset = start + 4 * n;
+  if (band->offset()) {
+    band->zero_offset = start;
+    start += 2 * n;
   }
-  return AlignUp(band->data_offset + n * segment_tokens * band->bits / 8);
+  band->data_offset = start;
+  const int64_t values = n * (band->spectral() ? band->coefficients : segment_tokens);
+  if (!band->spectral() && band->bits == 3) band->high_offset = start + values * 2 / 8;
+  return AlignUp(start + values * band->bits / 8);
+}
+
+// The floats of every rotated head of a part, in order.
+std::vector<float> ExpandRotations(const CodecProfile& profile, int layer, Part part) {
+  std::vector<float> rotations;
+  for (int h = 0; h < profile.geometry.kv_heads; ++h) {
+    for (int16_t value : profile.head(layer, h, part).rotation) {
+      rotations.push_back(RotationEntry(value));
+    }
+  }
+  return rotations;
 }
 
 PartLayout LayOutPart(const CodecProfile& profile, int layer, Part part,
@@ -38,12 +50,18 @@ PartLayout LayOutPart(const CodecProfile& profile, int layer, Part part,
   layout.basis = basis;
   // Full size first: bands keep pointers into it.
   layout.channels.resize(static_cast<size_t>(layout.kv_heads) * layout.head_dim);
+  layout.rotations = ExpandRotations(profile, layer, part);
+  const float* rotation = layout.rotations.data();
   int64_t offset = 0;
   for (int h = 0; h < layout.kv_heads; ++h) {
     uint16_t* const head_channels =
         layout.channels.data() + static_cast<size_t>(h) * layout.head_dim;
     HeadLayout head;
     head.offset = offset;
+    if (!profile.head(layer, h, part).rotation.empty()) {
+      head.rotation = rotation;
+      rotation += static_cast<size_t>(layout.head_dim) * layout.head_dim;
+    }
     int first = 0;
     for (const Band& band : profile.head(layer, h, part).bands) {
       BandLayout placed;

@@ -14,13 +14,19 @@ namespace fourierkv {
 
 // Byte offsets are from the start of the part's payload. `n` = channels, S = segment tokens.
 //
-//   spectral (bits 8): bf16 scale[n]; int8 c[M][n]          coefficient = scale[j] * c[m][j]
+//   spectral 8 bits:   bf16 scale[n]; int8 c[M][n]          coefficient = scale[j] * c[m][j]
+//   spectral 16 bits:  bf16 c[M][n]
+//   resident 2 bits:   bf16 scale[n], offset[n]; u32 w[n][S/16]
+//                      token t = k*(S/16) + i stands in bits 2k..2k+1 of word i
+//   resident 3 bits:   the lower two bits as above, then u32 high[n][S/32]: the upper bit of
+//                      token t = k*(S/32) + i stands in bit k of word i
 //   resident 4 bits:   bf16 scale[n], offset[n]; u32 w[n][S/8]
 //                      token t = k*(S/8) + i stands in bits 4k..4k+3 of word i
-//   resident 8 bits:   bf16 scale[n], offset[n]; u8 q[n][S]   value = offset[j] + scale[j] * q
+//   resident 8 bits:   bf16 scale[n], offset[n]; u8 q[n][S]
 //   resident 16 bits:  bf16 x[n][S]
 //
-// Bands start at multiples of 16 bytes; padding is zero.
+// Integers q of residents mean offset[j] + scale[j] * q. Bands start at multiples of 16 bytes;
+// padding is zero.
 struct BandLayout {
   int coefficients = 0;  // M; 0 for resident bands
   int bits = 0;
@@ -28,16 +34,22 @@ struct BandLayout {
   const uint16_t* channels = nullptr;  // n ids, owned by the PartLayout
   int first = 0;  // position of channels[0] in the head's channel order (bands concatenated)
   int64_t scale_offset = 0;
-  int64_t zero_offset = 0;  // the offsets' offset; resident 4 and 8 bits only
+  int64_t zero_offset = 0;  // the offsets' offset; residents of 2 to 8 bits only
   int64_t data_offset = 0;
+  int64_t high_offset = 0;  // the upper bits' offset; resident 3 bits only
 
   bool spectral() const { return coefficients > 0; }
+  bool scaled() const { return bits != 16; }  // integers with a scale, and an offset if resident
+  bool offset() const { return scaled() && !spectral(); }
 };
 
 struct HeadLayout {
   int64_t offset = 0;  // where the head's first band starts
   int64_t bytes = 0;   // to the end of its last band, padding included
   int max_coefficients = 0;
+  // U, row-major [head_dim][head_dim], owned by the PartLayout; null if the head is not rotated.
+  // Bands hold X U: X [S][head_dim] has channels, X U has columns.
+  const float* rotation = nullptr;
   std::vector<BandLayout> bands;
 };
 
@@ -54,6 +66,7 @@ struct PartLayout {
   std::shared_ptr<const Basis> basis;  // as many columns as the profile's largest M (at least 1)
   std::vector<HeadLayout> heads;
   std::vector<uint16_t> channels;  // what BandLayout::channels points into
+  std::vector<float> rotations;    // what HeadLayout::rotation points into
 };
 
 // All parts of a validated profile.

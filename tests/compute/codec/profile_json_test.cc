@@ -160,7 +160,8 @@ const Change kChanges[] = {
     {"SegmentTokens", "256", "200", "segment_tokens is 200"},
     {"TwoLayersWanted", "\"layers\":1}", "\"layers\":2}", "layers has 1 layers"},
     {"TwoHeadsWanted", "\"kv_heads\":1", "\"kv_heads\":2", "layers[0].k has 1 heads"},
-    {"BandsIsAnObject", "\"k\":[[{", "\"k\":[{", "layers[0].k[0]: expected an array, found '{'"},
+    {"HeadIsABand", "\"k\":[[{", "\"k\":[{", "layers[0].k[0].bits: is an unknown key"},
+    {"HeadIsANumber", "\"k\":[[{", "\"k\":[1,{", "layers[0].k[0]: expected an array, found '1'"},
     {"ChannelIsText", "[0,2]", "[0,\"2\"]",
      "layers[0].k[0][0].channels[1]: expected an integer from 0 to 511"},
     {"ChannelTooLarge", "[0,2]", "[0,512]", "layers[0].k[0][0].channels[1]: is 512"},
@@ -171,8 +172,8 @@ const Change kChanges[] = {
     {"BitsFive", "\"bits\":4", "\"bits\":5", "layers[0].k[0][1]: bits is 5"},
     {"ZeroCoefficients", "\"coefficients\":4", "\"coefficients\":0",
      "layers[0].k[0][0].coefficients: is 0; it must be an integer from 1 to 64"},
-    {"NineBands", "\"k\":[[", "\"k\":[[" + Repeat(R"({"bits":4,"channels":[]},)", 8),
-     "layers[0].k[0]: has more than the 8 elements"},
+    {"ThirteenBands", "\"k\":[[", "\"k\":[[" + Repeat(R"({"bits":4,"channels":[]},)", 12),
+     "layers[0].k[0]: has more than the 12 elements"},
     {"EmptyHead", R"([[{"bits":16,"channels":[0,1,2,3,4,5,6,7]}]])", "[[]]",
      "layers[0].v[0]: channel 0 is in no band"},
     {"DeepArrays", "[0,2]", Repeat("[", 1000000), "channels[0]: expected an integer"},
@@ -230,9 +231,9 @@ TEST(ProfileJson, DamagedTextNeverCrashesAndIsNeverMisread) {
 }
 
 TEST(ProfileJson, RefusesTextBeyondItsLimitUnread) {
-  const absl::Status status = CodecProfile::FromJson(std::string((16 << 20) + 1, ' ')).status();
+  const absl::Status status = CodecProfile::FromJson(std::string((64 << 20) + 1, ' ')).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("larger than 16777216 bytes"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("larger than 67108864 bytes"));
 }
 
 TEST(ProfileFile, IsReadAndItsPathNamedInErrors) {

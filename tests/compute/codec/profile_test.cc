@@ -51,7 +51,8 @@ const Fault kFaults[] = {
     {"HeadTooMany", [](CodecProfile& p) { p.heads.emplace_back(); }, "layers hold 13 heads"},
     {"NoBands", [](CodecProfile& p) { Faulty(p).bands.clear(); },
      "layers[1].v[2]: channel 0 is in no band"},
-    {"NineBands", [](CodecProfile& p) { Faulty(p).bands.resize(9); }, "layers[1].v[2] has 9 bands"},
+    {"ThirteenBands", [](CodecProfile& p) { Faulty(p).bands.resize(13); },
+     "layers[1].v[2] has 13 bands"},
     {"EmptyBand",
      [](CodecProfile& p) {
        Faulty(p).bands.push_back({0, 8, {}});

@@ -1,4 +1,4 @@
-// The JSON form of a codec profile. Its schema is described in docs/format.md.
+// Reads the JSON form of a codec profile. Its schema is described in docs/format.md.
 
 #include <cerrno>
 #include <cstring>
@@ -8,100 +8,15 @@
 #include "absl/strings/str_cat.h"
 #include "compute/codec/json_reader.h"
 #include "compute/codec/profile.h"
+#include "compute/codec/profile_json.h"
+#include "compute/codec/profile_limits.h"
+#include "compute/codec/rotation.h"
 
 namespace fourierkv {
 namespace {
 
-constexpr char kFormat[] = "fourierkv-profile/1";
-constexpr size_t kMaxTextBytes = size_t{16} << 20;
-// Bounds that keep what is read proportional to the text; Validate checks the exact ones.
-constexpr int kMaxLayers = 512;
-constexpr int kMaxHeads = 256;
-constexpr int kMaxHeadDim = 512;
-constexpr int kMaxBands = 8;
-constexpr int kMaxCoefficients = 64;
-
-// ---- writing ----
-
-// White space is the only difference between the canonical and the pretty form.
-class Writer {
- public:
-  explicit Writer(bool pretty) : pretty_(pretty) {}
-
-  std::string Write(const CodecProfile& profile) {
-    const KvGeometry& g = profile.geometry;
-    Put("{");
-    Break(1), Key("basis"), String(BasisName(profile.basis)), Put(",");
-    Break(1), Key("format"), String(kFormat), Put(",");
-    Break(1), Key("geometry"), Put("{");
-    Key("head_dim"), Number(g.head_dim), Comma();
-    Key("kv_heads"), Number(g.kv_heads), Comma();
-    Key("layers"), Number(g.layers), Put("},");
-    Break(1), Key("layers"), Put("[");
-    for (int layer = 0; layer < g.layers; ++layer) {
-      if (layer > 0) Put(",");
-      Break(2), Put("{");
-      Break(3), Key("k"), WritePart(profile, layer, Part::kK), Put(",");
-      Break(3), Key("v"), WritePart(profile, layer, Part::kV);
-      Break(2), Put("}");
-    }
-    Break(1), Put("],");
-    Break(1), Key("name"), String(profile.name), Put(",");
-    Break(1), Key("segment_tokens"), Number(profile.segment_tokens);
-    Break(0), Put("}");
-    if (pretty_) Put("\n");
-    return std::move(out_);
-  }
-
- private:
-  void WritePart(const CodecProfile& profile, int layer, Part part) {
-    Put("[");
-    for (int head = 0; head < profile.geometry.kv_heads; ++head) {
-      if (head > 0) Put(",");
-      Break(4), WriteHead(profile.head(layer, head, part));
-    }
-    Break(3), Put("]");
-  }
-
-  void WriteHead(const HeadProfile& head) {
-    Put("[");
-    for (size_t b = 0; b < head.bands.size(); ++b) {
-      const Band& band = head.bands[b];
-      if (b > 0) Comma();
-      Put("{"), Key("bits"), Number(band.bits), Comma();
-      Key("channels"), Put("[");
-      for (size_t i = 0; i < band.channels.size(); ++i) {
-        if (i > 0) Comma();
-        Number(band.channels[i]);
-      }
-      Put("]");
-      if (band.spectral()) Comma(), Key("coefficients"), Number(band.coefficients);
-      Put("}");
-    }
-    Put("]");
-  }
-
-  void Put(absl::string_view text) { out_.append(text.data(), text.size()); }
-  void Number(int value) { absl::StrAppend(&out_, value); }
-  void Comma() { Put(pretty_ ? ", " : ","); }
-  void Key(absl::string_view key) { String(key), Put(pretty_ ? ": " : ":"); }
-  void String(absl::string_view text) {  // printable ASCII
-    Put("\"");
-    for (char c : text) {
-      if (c == '"' || c == '\\') out_.push_back('\\');
-      out_.push_back(c);
-    }
-    Put("\"");
-  }
-  void Break(int depth) {
-    if (pretty_) out_.append("\n").append(static_cast<size_t>(depth) * 2, ' ');
-  }
-
-  bool pretty_;
-  std::string out_;
-};
-
-// ---- reading ----
+// These keep what is read proportional to the text; Validate checks the exact bounds.
+using namespace profile_limits;  // NOLINT(google-build-using-namespace): constants only
 
 absl::Status RequireKey(const JsonReader& reader, bool present, absl::string_view key) {
   return present ? absl::OkStatus() : reader.Error(absl::StrCat("key '", key, "' is missing"));
@@ -134,11 +49,38 @@ absl::Status ReadBand(JsonReader& reader, Band* band) {
   return RequireKey(reader, has_channels, "channels");
 }
 
+absl::Status ReadBands(JsonReader& reader, std::vector<Band>* bands) {
+  return reader.ReadArray(kMaxBands,
+                          [&](size_t) { return ReadBand(reader, &bands->emplace_back()); });
+}
+
+absl::Status ReadRotation(JsonReader& reader, std::vector<int16_t>* rotation) {
+  std::string text;
+  constexpr size_t kMaxSize = RotationBase64Size(size_t{kMaxHeadDim} * kMaxHeadDim);
+  if (auto s = reader.ReadString(kMaxSize, &text); !s.ok()) return s;
+  if (text.empty()) return reader.Error("is empty; leave it out");
+  absl::StatusOr<std::vector<int16_t>> values = RotationFromBase64(text);
+  if (!values.ok()) return reader.Error(values.status().message());
+  *rotation = *std::move(values);
+  return absl::OkStatus();
+}
+
+absl::Status ReadRotatedHead(JsonReader& reader, HeadProfile* head) {
+  bool has_bands = false;
+  const absl::Status status = reader.ReadObject([&](absl::string_view key) {
+    if (key == "rotation") return ReadRotation(reader, &head->rotation);
+    if (key != "bands") return UnknownKey(reader);
+    has_bands = true;
+    return ReadBands(reader, &head->bands);
+  });
+  if (!status.ok()) return status;
+  return RequireKey(reader, has_bands, "bands");
+}
+
 absl::Status ReadPart(JsonReader& reader, std::vector<HeadProfile>* heads) {
   return reader.ReadArray(kMaxHeads, [&](size_t) {
     HeadProfile& head = heads->emplace_back();
-    return reader.ReadArray(kMaxBands,
-                            [&](size_t) { return ReadBand(reader, &head.bands.emplace_back()); });
+    return reader.AtObject() ? ReadRotatedHead(reader, &head) : ReadBands(reader, &head.bands);
   });
 }
 
@@ -175,8 +117,8 @@ absl::Status ReadGeometry(JsonReader& reader, KvGeometry* geometry) {
 absl::Status ReadFormat(JsonReader& reader) {
   std::string format;
   if (auto s = reader.ReadString(64, &format); !s.ok()) return s;
-  if (format == kFormat) return absl::OkStatus();
-  return reader.Error(absl::StrCat("is '", format, "'; this program reads '", kFormat, "'"));
+  if (format == kProfileFormat) return absl::OkStatus();
+  return reader.Error(absl::StrCat("is '", format, "'; this program reads '", kProfileFormat, "'"));
 }
 
 absl::Status ReadBasis(JsonReader& reader, BasisKind* basis) {
@@ -186,6 +128,15 @@ absl::Status ReadBasis(JsonReader& reader, BasisKind* basis) {
   if (!kind.ok()) return reader.Error(kind.status().message());
   *basis = *kind;
   return absl::OkStatus();
+}
+
+absl::Status ReadEvidence(JsonReader& reader, std::map<std::string, std::string>* evidence) {
+  return reader.ReadObject([&](absl::string_view key) {
+    if (evidence->size() == kMaxEvidence) {
+      return reader.Error(absl::StrCat("is one more than the ", kMaxEvidence, " entries allowed"));
+    }
+    return reader.ReadString(kMaxEvidenceValue, &(*evidence)[std::string(key)]);
+  });
 }
 
 absl::Status SizeError(const std::string& field, size_t found, const char* what, int expected) {
@@ -221,9 +172,10 @@ absl::Status ReadProfile(JsonReader& reader, CodecProfile* profile) {
   const absl::Status status = reader.ReadObject([&](absl::string_view key) {
     present.emplace_back(key);
     if (key == "format") return ReadFormat(reader);
-    if (key == "name") return reader.ReadString(128, &profile->name);
+    if (key == "name") return reader.ReadString(kMaxName, &profile->name);
     if (key == "basis") return ReadBasis(reader, &profile->basis);
     if (key == "segment_tokens") return reader.ReadInteger(128, 1024, &profile->segment_tokens);
+    if (key == "evidence") return ReadEvidence(reader, &profile->evidence);
     if (key == "geometry") return ReadGeometry(reader, &profile->geometry);
     if (key == "layers") {
       return reader.ReadArray(kMaxLayers,
@@ -248,15 +200,6 @@ absl::Status TooLarge() {
 
 }  // namespace
 
-std::string CodecProfile::ToJson() const { return Writer(/*pretty=*/false).Write(*this); }
-
-std::string CodecProfile::ToPrettyJson() const { return Writer(/*pretty=*/true).Write(*this); }
-
-Digest CodecProfile::Id() const {
-  const std::string text = ToJson();
-  return Sha256().AddBytes(text.data(), text.size()).Finish();
-}
-
 absl::StatusOr<CodecProfile> CodecProfile::FromJson(absl::string_view text) {
   if (text.size() > kMaxTextBytes) return TooLarge();
   JsonReader reader(text);
@@ -273,14 +216,19 @@ absl::StatusOr<CodecProfile> CodecProfile::FromFile(const std::string& path) {
     return absl::NotFoundError(
         absl::StrCat("cannot open profile '", path, "': ", std::strerror(errno)));
   }
-  // Read rather than asked for its size, so that pipes work; one byte more than allowed is enough.
-  std::string text(kMaxTextBytes + 1, '\0');
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  // Read rather than asked for its size, so that pipes work.
+  constexpr size_t kStep = size_t{1} << 20;
+  std::string text;
+  while (file && text.size() <= kMaxTextBytes) {
+    const size_t size = text.size();
+    text.resize(size + kStep);
+    file.read(text.data() + size, kStep);
+    text.resize(size + static_cast<size_t>(file.gcount()));
+  }
   if (file.bad()) {
     return absl::InvalidArgumentError(
         absl::StrCat("cannot read profile '", path, "': ", std::strerror(errno)));
   }
-  text.resize(static_cast<size_t>(file.gcount()));
   absl::StatusOr<CodecProfile> profile = FromJson(text);
   if (profile.ok()) return profile;
   return absl::Status(profile.status().code(),
