@@ -9,7 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "clients/demo/demo_run.h"
-#include "clients/demo/needle_prompt.h"
+#include "clients/eval/needle_prompt.h"
 #include "clients/local_stack/local_stack.h"
 
 namespace fourierkv {

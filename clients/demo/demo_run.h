@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "clients/demo/needle_prompt.h"
+#include "clients/eval/needle_prompt.h"
 #include "clients/local_stack/local_stack.h"
 #include "fourierkv/v1/decode_service.pb.h"
 #include "fourierkv/v1/prefill_service.pb.h"

@@ -1,6 +1,6 @@
 // The demo's documents.
 
-#include "clients/demo/needle_prompt.h"
+#include "clients/eval/needle_prompt.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
