@@ -9,7 +9,8 @@
 namespace fourierkv {
 namespace {
 
-constexpr float kLargest = 0x1p100f;  // encoders refuse input beyond 1e30
+// Encoders refuse input beyond 1e30; rotations and bases make at most sqrt(512 * 1024) times that.
+constexpr float kLargest = 0x1p110f;
 
 float LoadBf16(std::span<const std::byte> payload, int64_t at) {
   return Bf16ToFloat(static_cast<uint16_t>(std::to_integer<unsigned>(payload[at]) |
@@ -32,9 +33,11 @@ struct Fault {
 
 Fault FindFault(const BandLayout& band, int segment_tokens, std::span<const std::byte> payload) {
   const int64_t n = band.size;
-  if (band.bits == 16) {
-    const int64_t bad = FindBadBf16(payload, band.data_offset, n * segment_tokens, -kLargest);
-    return bad < 0 ? Fault{} : Fault{"a value is not finite or too large", bad / segment_tokens};
+  if (!band.scaled()) {
+    const int64_t values = n * (band.spectral() ? band.coefficients : segment_tokens);
+    const int64_t bad = FindBadBf16(payload, band.data_offset, values, -kLargest);
+    if (bad < 0) return {};
+    return {"a value is not finite or too large", band.spectral() ? bad % n : bad / segment_tokens};
   }
   if (const int64_t bad = FindBadBf16(payload, band.scale_offset, n, 0); bad >= 0) {
     return {"the scale is negative, not finite or too large", bad};
@@ -49,13 +52,13 @@ Fault FindFault(const BandLayout& band, int segment_tokens, std::span<const std:
 }
 
 int64_t DataEnd(const BandLayout& band, int segment_tokens) {
-  const int64_t n = band.size;
-  return band.data_offset +
-         (band.spectral() ? n * band.coefficients : n * segment_tokens * band.bits / 8);
+  const int64_t values =
+      static_cast<int64_t>(band.size) * (band.spectral() ? band.coefficients : segment_tokens);
+  return band.data_offset + values * band.bits / 8;
 }
 
 int64_t BandStart(const BandLayout& band) {
-  return band.bits == 16 ? band.data_offset : band.scale_offset;
+  return band.scaled() ? band.scale_offset : band.data_offset;
 }
 
 }  // namespace

@@ -11,8 +11,8 @@
 namespace fourierkv {
 
 // InvalidArgument, naming head, band and channel, unless `payload` could have come out of an
-// encoder: layout.payload_bytes long; scales from 0 to 2^100; offsets and bf16 values within
-// +-2^100; coefficients within +-127; padding zero. Such a payload decodes to finite values only.
+// encoder: layout.payload_bytes long; scales from 0 to 2^110; offsets and bf16 values within
+// +-2^110; coefficients within +-127; padding zero. Such a payload decodes to finite values only.
 // NaN and infinity are thereby refused.
 absl::Status CheckPayload(const PartLayout& layout, std::span<const std::byte> payload);
 

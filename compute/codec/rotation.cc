@@ -51,14 +51,22 @@ absl::Status CheckRotation(std::span<const int16_t> rotation, int head_dim) {
       for (size_t j = i; j < n; ++j) sums[j] += factor * row[j];
     }
   }
+  double squares = 0;
   for (size_t i = 0; i < n; ++i) {
     for (size_t j = i; j < n; ++j) {
-      const float expected = i == j ? 1.0f : 0.0f;
-      if (std::fabs(product[i * n + j] - expected) <= kOrthogonalTolerance) continue;
-      return absl::InvalidArgumentError(absl::StrCat("rotation is not orthogonal: columns ", i,
-                                                     " and ", j, " have the inner product ",
-                                                     product[i * n + j]));
+      const float difference = product[i * n + j] - (i == j ? 1.0f : 0.0f);
+      if (std::fabs(difference) > kOrthogonalTolerance) {
+        return absl::InvalidArgumentError(absl::StrCat("rotation is not orthogonal: columns ", i,
+                                                       " and ", j, " have the inner product ",
+                                                       product[i * n + j]));
+      }
+      squares += (i == j ? 1.0 : 2.0) * difference * difference;
     }
+  }
+  if (squares > kOrthogonalTolerance * kOrthogonalTolerance * static_cast<double>(n)) {
+    return absl::InvalidArgumentError(absl::StrCat("rotation is not orthogonal: |U^T U - I| is ",
+                                                   std::sqrt(squares / static_cast<double>(n)),
+                                                   " times |I|"));
   }
   return absl::OkStatus();
 }

@@ -22,8 +22,10 @@ inline float RotationEntry(int16_t stored) { return static_cast<float>(stored) /
 std::vector<int16_t> QuantizeRotation(std::span<const double> u);
 std::vector<int16_t> QuantizeRotation(std::span<const float> u);
 
-// InvalidArgument, saying what is wrong, unless `rotation` has head_dim * head_dim entries and
-// every entry of U^T U is within 1e-3 of the identity's.
+// InvalidArgument, saying what is wrong, unless `rotation` has head_dim * head_dim entries, every
+// entry of U^T U is within 1e-3 of the identity's, and |U^T U - I| <= 1e-3 |I| (Frobenius). The
+// second keeps the error of turning back with U^T far below any that compression makes; a rounded
+// orthogonal matrix has 1e-5 and 2e-4.
 absl::Status CheckRotation(std::span<const int16_t> rotation, int head_dim);
 
 // Little-endian 16-bit values in base64: standard alphabet, padded, no white space.
