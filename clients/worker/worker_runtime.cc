@@ -92,6 +92,10 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Create(const Worke
   const KvGeometry geometry = runtime->model_->config().Geometry();
   absl::StatusOr<CodecProfile> profile = LoadProfile(options.profile, options.model_dir, geometry);
   if (!profile.ok()) return profile.status();
+  if (profile->sequence) {
+    return absl::UnimplementedError(absl::StrCat(
+        "profile '", profile->name, "' spans whole sequences; workers need a segment profile"));
+  }
   runtime->layout_ = std::make_shared<const ProfileLayout>(*profile);
   runtime->exact_ns_ = MakeNamespace(options, *runtime->model_, *profile);
   runtime->compact_ns_ = runtime->exact_ns_;

@@ -22,8 +22,8 @@ std::string GeometryText(const KvGeometry& g) {
   return absl::StrCat(g.layers, " layers, ", g.kv_heads, " KV heads, head dimension ", g.head_dim);
 }
 
-// The message that is wrong with one band, or nothing. `seen` marks the channels of earlier bands.
-std::string BandFault(const Band& band, BasisKind basis, std::vector<bool>* seen) {
+// What is wrong with the representation of a band of a segment profile, or nothing.
+std::string SegmentBandFault(const Band& band, BasisKind basis) {
   if (band.spectral()) {
     const int most = basis == BasisKind::kMean ? 1 : kMaxCoefficients;
     if (band.coefficients > most) {
@@ -33,19 +33,37 @@ std::string BandFault(const Band& band, BasisKind basis, std::vector<bool>* seen
     if (band.bits != 8 && band.bits != 16) {
       return absl::StrCat("bits is ", band.bits, "; coefficients are stored in 8 or 16 bits");
     }
-  } else {
-    if (band.coefficients < 0) {
-      return absl::StrCat("coefficients is ", band.coefficients, "; it must not be negative");
-    }
-    if (band.bits != 2 && band.bits != 3 && band.bits != 4 && band.bits != 8 && band.bits != 16) {
-      return absl::StrCat("bits is ", band.bits, "; it must be 2, 3, 4, 8 or 16");
-    }
+  } else if (band.bits != 2 && band.bits != 3 && band.bits != 4 && band.bits != 8 &&
+             band.bits != 16) {
+    return absl::StrCat("bits is ", band.bits, "; it must be 2, 3, 4, 8 or 16");
   }
+  return "";
+}
+
+// The same for a sequence profile.
+std::string SequenceBandFault(const Band& band, const SequenceScope& scope) {
+  if (band.spectral()) {
+    if (band.coefficients != scope.states()) {
+      return absl::StrCat("coefficients is ", band.coefficients, "; ", scope.frequencies,
+                          " frequencies have ", scope.states());
+    }
+    if (band.bits != 16 && band.bits != 32) {
+      return absl::StrCat("bits is ", band.bits,
+                          "; coefficients of a sequence are stored in 16 or 32 bits");
+    }
+  } else if (band.bits != 16) {
+    return absl::StrCat("bits is ", band.bits, "; resident channels of a sequence have 16");
+  }
+  return "";
+}
+
+// What is wrong with the channels of one band, or nothing.
+std::string ChannelFault(const Band& band, int head_dim) {
   if (band.channels.empty()) return "has no channels; leave the band out";
   int previous = -1;
   for (int channel : band.channels) {
-    if (channel >= static_cast<int>(seen->size())) {
-      return absl::StrCat("channel ", channel, " is not below head_dim = ", seen->size());
+    if (channel >= head_dim) {
+      return absl::StrCat("channel ", channel, " is not below head_dim = ", head_dim);
     }
     if (channel <= previous) {
       return absl::StrCat("channel ", channel, " stands behind ", previous,
@@ -56,8 +74,25 @@ std::string BandFault(const Band& band, BasisKind basis, std::vector<bool>* seen
   return "";
 }
 
-absl::Status CheckHead(const HeadProfile& head, const std::string& field, BasisKind basis,
-                       int head_dim) {
+// Of a sequence profile.
+absl::Status CheckSequenceHead(const HeadProfile& head, const std::string& field) {
+  if (!head.rotation.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, " is rotated; heads of a sequence profile cannot be"));
+  }
+  for (size_t b = 1; b < head.bands.size(); ++b) {
+    if (head.bands[b].spectral() == head.bands[b - 1].spectral()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(field, "[", b, "]: a head of a sequence profile has at most one spectral ",
+                       "band and one resident band"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckHead(const HeadProfile& head, const std::string& field,
+                       const CodecProfile& profile) {
+  const int head_dim = profile.geometry.head_dim;
   if (head.bands.size() > kMaxBands) {
     return absl::InvalidArgumentError(absl::StrCat(field, " has ", head.bands.size(),
                                                    " bands; at most ", kMaxBands, " are allowed"));
@@ -70,7 +105,12 @@ absl::Status CheckHead(const HeadProfile& head, const std::string& field, BasisK
   std::vector<bool> seen(head_dim);
   for (size_t b = 0; b < head.bands.size(); ++b) {
     const Band& band = head.bands[b];
-    if (const std::string fault = BandFault(band, basis, &seen); !fault.empty()) {
+    std::string fault = band.coefficients < 0 ? absl::StrCat("coefficients is ", band.coefficients,
+                                                             "; it must not be negative")
+                        : profile.sequence    ? SequenceBandFault(band, *profile.sequence)
+                                              : SegmentBandFault(band, profile.basis);
+    if (fault.empty()) fault = ChannelFault(band, head_dim);
+    if (!fault.empty()) {
       return absl::InvalidArgumentError(absl::StrCat(field, "[", b, "]: ", fault));
     }
     if (band.spectral() && b > 0 && !head.bands[b - 1].spectral()) {
@@ -138,8 +178,18 @@ absl::Status CodecProfile::Validate() const {
   }
   if (auto s = geometry.Validate(); !s.ok()) return s;
   if (auto known = ParseBasisKind(BasisName(basis)); !known.ok()) return known.status();
-  if (segment_tokens != 128 && segment_tokens != 256 && segment_tokens != 512 &&
-      segment_tokens != 1024) {
+  if (sequence) {
+    if (auto s = sequence->Validate(); !s.ok()) return s;
+    if (segment_tokens != 0) {
+      return absl::InvalidArgumentError(absl::StrCat("segment_tokens is ", segment_tokens,
+                                                     "; it must be 0 where `sequence` is given"));
+    }
+    if (basis != BasisKind::kDft) {
+      return absl::InvalidArgumentError(absl::StrCat("basis is ", BasisName(basis),
+                                                     "; it must be dft where `sequence` is given"));
+    }
+  } else if (segment_tokens != 128 && segment_tokens != 256 && segment_tokens != 512 &&
+             segment_tokens != 1024) {
     return absl::InvalidArgumentError(
         absl::StrCat("segment_tokens is ", segment_tokens, "; it must be 128, 256, 512 or 1024"));
   }
@@ -154,9 +204,9 @@ absl::Status CodecProfile::Validate() const {
       for (int h = 0; h < geometry.kv_heads; ++h) {
         const std::string field =
             absl::StrCat("layers[", layer, "].", part == Part::kK ? "k" : "v", "[", h, "]");
-        if (auto s = CheckHead(head(layer, h, part), field, basis, geometry.head_dim); !s.ok()) {
-          return s;
-        }
+        if (auto s = CheckHead(head(layer, h, part), field, *this); !s.ok()) return s;
+        if (!sequence) continue;
+        if (auto s = CheckSequenceHead(head(layer, h, part), field); !s.ok()) return s;
       }
     }
   }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "compute/base/content_hash.h"
 #include "compute/base/geometry.h"
 #include "compute/codec/basis.h"
+#include "compute/codec/sequence_scope.h"
 
 namespace fourierkv {
 
@@ -47,6 +49,10 @@ struct CodecProfile {
   std::vector<HeadProfile> heads;  // index: (layer * kv_heads + head) * 2 + part
   // What speaks for the profile, for people and reports: "model_sha256", "predicted_error", ...
   std::map<std::string, std::string> evidence;
+  // Present if spectral channels span the whole sequence. Then segment_tokens is 0, the basis is
+  // `dft`, no head is rotated, and a head has at most one spectral band (M = sequence->states(), 16
+  // or 32 bits: bf16 or float) and one resident band (16 bits).
+  std::optional<SequenceScope> sequence = {};
 
   const HeadProfile& head(int layer, int head, Part part) const {
     return heads[(static_cast<size_t>(layer) * geometry.kv_heads + head) * 2 +
@@ -63,7 +69,7 @@ struct CodecProfile {
   // Bounds: segment_tokens in {128, 256, 512, 1024}; 1 <= M <= 64, M = 1 for basis `mean`;
   // at most 12 bands a head; rotations orthogonal (CheckRotation); name of 1 to 128 printable
   // characters; at most 32 pieces of evidence, keys of 1 to 64 and values of at most 256 printable
-  // characters.
+  // characters. With `sequence`, the bounds stated there instead of those on segments and bands.
   absl::Status Validate() const;
 
   // InvalidArgument unless the profile was made for `model`, saying both geometries.

@@ -30,9 +30,10 @@ absl::Status ReadBand(JsonReader& reader, Band* band) {
   const absl::Status status = reader.ReadObject([&](absl::string_view key) {
     if (key == "bits") {
       has_bits = true;
-      return reader.ReadInteger(1, 16, &band->bits);
+      return reader.ReadInteger(1, 32, &band->bits);
     }
-    if (key == "coefficients") return reader.ReadInteger(1, kMaxCoefficients, &band->coefficients);
+    if (key == "coefficients")
+      return reader.ReadInteger(1, kMaxSequenceStates, &band->coefficients);
     if (key == "channels") {
       has_channels = true;
       return reader.ReadArray(kMaxHeadDim, [&](size_t) {
@@ -139,6 +140,30 @@ absl::Status ReadEvidence(JsonReader& reader, std::map<std::string, std::string>
   });
 }
 
+absl::Status ReadSequence(JsonReader& reader, SequenceScope* scope) {
+  constexpr int kMax = 1 << 20;  // Validate knows the exact bounds
+  std::vector<std::string> present;
+  std::string rescale;
+  const absl::Status status = reader.ReadObject([&](absl::string_view key) {
+    present.emplace_back(key);
+    if (key == "frequencies") return reader.ReadInteger(1, kMax, &scope->frequencies);
+    if (key == "recent_tokens") return reader.ReadInteger(1, kMax, &scope->recent_tokens);
+    if (key == "sink_tokens") return reader.ReadInteger(1, kMax, &scope->sink_tokens);
+    if (key != "rescale") return UnknownKey(reader);
+    if (auto s = reader.ReadString(16, &rescale); !s.ok()) return s;
+    if (rescale == "none" || rescale == "peak") return absl::OkStatus();
+    return reader.Error(absl::StrCat("is '", rescale, "'; it must be none or peak"));
+  });
+  if (!status.ok()) return status;
+  for (absl::string_view key : {"frequencies", "recent_tokens", "rescale", "sink_tokens"}) {
+    bool found = false;
+    for (const std::string& name : present) found = found || key == name;
+    if (auto s = RequireKey(reader, found, key); !s.ok()) return s;
+  }
+  scope->peak_rescale = rescale == "peak";
+  return absl::OkStatus();
+}
+
 absl::Status SizeError(const std::string& field, size_t found, const char* what, int expected) {
   return absl::InvalidArgumentError(
       absl::StrCat(field, " has ", found, " ", what, "; the geometry says ", expected));
@@ -174,7 +199,8 @@ absl::Status ReadProfile(JsonReader& reader, CodecProfile* profile) {
     if (key == "format") return ReadFormat(reader);
     if (key == "name") return reader.ReadString(kMaxName, &profile->name);
     if (key == "basis") return ReadBasis(reader, &profile->basis);
-    if (key == "segment_tokens") return reader.ReadInteger(128, 1024, &profile->segment_tokens);
+    if (key == "segment_tokens") return reader.ReadInteger(0, 1024, &profile->segment_tokens);
+    if (key == "sequence") return ReadSequence(reader, &profile->sequence.emplace());
     if (key == "evidence") return ReadEvidence(reader, &profile->evidence);
     if (key == "geometry") return ReadGeometry(reader, &profile->geometry);
     if (key == "layers") {

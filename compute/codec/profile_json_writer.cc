@@ -36,6 +36,7 @@ class Writer {
     Break(1), Put("],");
     Break(1), Key("name"), String(profile.name), Put(",");
     Break(1), Key("segment_tokens"), Number(profile.segment_tokens);
+    if (profile.sequence) Put(","), WriteSequence(*profile.sequence);
     Break(0), Put("}");
     if (pretty_) Put("\n");
     return std::move(out_);
@@ -49,6 +50,14 @@ class Writer {
       Break(4), WriteHead(profile.head(layer, head, part));
     }
     Break(3), Put("]");
+  }
+
+  void WriteSequence(const SequenceScope& scope) {
+    Break(1), Key("sequence"), Put("{");
+    Key("frequencies"), Number(scope.frequencies), Comma();
+    Key("recent_tokens"), Number(scope.recent_tokens), Comma();
+    Key("rescale"), String(scope.peak_rescale ? "peak" : "none"), Comma();
+    Key("sink_tokens"), Number(scope.sink_tokens), Put("}");
   }
 
   void WriteEvidence(const CodecProfile& profile) {

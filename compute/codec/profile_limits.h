@@ -12,6 +12,7 @@ inline constexpr int kMaxHeads = 256;
 inline constexpr int kMaxHeadDim = 512;
 inline constexpr int kMaxBands = 12;
 inline constexpr int kMaxCoefficients = 64;
+inline constexpr int kMaxSequenceStates = 2 * 4096;
 inline constexpr size_t kMaxName = 128;
 inline constexpr size_t kMaxEvidence = 32;
 inline constexpr size_t kMaxEvidenceKey = 64;

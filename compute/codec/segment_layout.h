@@ -69,7 +69,7 @@ struct PartLayout {
   std::vector<float> rotations;    // what HeadLayout::rotation points into
 };
 
-// All parts of a validated profile.
+// All parts of a validated profile without `sequence`: those are laid out by SequenceLayout.
 class ProfileLayout {
  public:
   explicit ProfileLayout(const CodecProfile& profile);

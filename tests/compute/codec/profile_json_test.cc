@@ -171,7 +171,7 @@ const Change kChanges[] = {
     {"NoBitsZero", "\"bits\":4", "\"bits\":0", "layers[0].k[0][1].bits: is 0"},
     {"BitsFive", "\"bits\":4", "\"bits\":5", "layers[0].k[0][1]: bits is 5"},
     {"ZeroCoefficients", "\"coefficients\":4", "\"coefficients\":0",
-     "layers[0].k[0][0].coefficients: is 0; it must be an integer from 1 to 64"},
+     "layers[0].k[0][0].coefficients: is 0; it must be an integer from 1 to 8192"},
     {"ThirteenBands", "\"k\":[[", "\"k\":[[" + Repeat(R"({"bits":4,"channels":[]},)", 12),
      "layers[0].k[0]: has more than the 12 elements"},
     {"EmptyHead", R"([[{"bits":16,"channels":[0,1,2,3,4,5,6,7]}]])", "[[]]",
