@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "clients/cli/commands.h"
+#include "clients/cli/search_command.h"
 #include "clients/worker/worker_runtime.h"
 #include "compute/backend/compute_backend.h"
 #include "compute/base/thread_pool.h"
@@ -171,6 +172,8 @@ void DeclareProfile(CLI::App& app, Command& chosen) {
   check->add_option("profile", flags->profile, "A file, or 'default' with --model");
   check->add_option("--model", flags->model, "Folder of the model it must fit");
   Choose(check, flags, chosen, Check);
+
+  DeclareProfileSearch(*group, chosen);
 
   CLI::App* calibrate = group->add_subcommand(
       "calibrate", "Choose spectral channels by what losing them does to attention on a text");
