@@ -13,6 +13,7 @@
 
 #include "compute/backend/cpu/cpu_backend.h"
 #include "compute/backend/cpu/kernels.h"
+#include "compute/backend/cpu/rotation_kernels.h"
 
 namespace fourierkv::cpu {
 namespace {
@@ -93,23 +94,41 @@ QueryRows LoadQueries(const AttentionArgs& args, int head, int first_token, int 
   return queries;
 }
 
-void AttendCompactBlocks(const AttentionArgs& args, int head, const QueryRows& queries,
+// Rows of `from` times U, or times U^T with `back`, in the arena.
+float* Rotated(const float* u, bool back, const QueryRows& queries, const float* from,
+               ScratchArena& arena) {
+  float* to = arena.Take<float>(queries.rows * queries.width);
+  std::fill_n(to, queries.rows * queries.width, 0.0f);  // the padding too
+  (back ? RotateRowsBack : RotateRows)(u, queries.head_dim, queries.rows, from, queries.width, to,
+                                       queries.width);
+  return to;
+}
+
+// Must come before exact blocks: what it gathers of a rotated V is turned back at its end.
+void AttendCompactBlocks(const AttentionArgs& args, int head, QueryRows* queries,
                          ScratchArena& arena) {
   const LayerKv& kv = args.kv;
   if (kv.compact.empty()) return;
+  const float* k_rotation = kv.k_layout->heads[head].rotation;
+  const float* v_rotation = kv.v_layout->heads[head].rotation;
+  QueryRows stored = *queries;  // as the blocks see them
+  if (k_rotation != nullptr) stored.q = Rotated(k_rotation, false, *queries, queries->q, arena);
   const int tokens = kv.k_layout->segment_tokens;
-  float* k = arena.Take<float>(tokens * queries.width);
-  float* v = arena.Take<float>(tokens * queries.width);
+  float* k = arena.Take<float>(tokens * queries->width);
+  float* v = arena.Take<float>(tokens * queries->width);
   ScratchArena decoding;
   for (const CompactBlock& block : kv.compact) {
     decoding.Reset();
-    DecodeHead(*kv.k_layout, head, block.k, k, queries.width, decoding);
-    DecodeHead(*kv.v_layout, head, block.v, v, queries.width, decoding);
+    DecodeHead(*kv.k_layout, head, block.k, k, queries->width, decoding);
+    DecodeHead(*kv.v_layout, head, block.v, v, queries->width, decoding);
     for (int t = 0; t < tokens; t += kTileKeys) {
-      const KeyTile tile = {k + t * queries.width, v + t * queries.width,
+      const KeyTile tile = {k + t * queries->width, v + t * queries->width,
                             std::min(kTileKeys, tokens - t), false, 0};
-      AttendTile(queries, tile, args.query_tokens);
+      AttendTile(stored, tile, args.query_tokens);
     }
+  }
+  if (v_rotation != nullptr) {
+    queries->out = Rotated(v_rotation, true, *queries, queries->out, arena);
   }
 }
 
@@ -161,9 +180,9 @@ void AttendChunk(const AttentionArgs& args, Workers& workers) {
     const int head = static_cast<int>(i % heads);
     const int first = (groups - 1 - static_cast<int>(i / heads)) * step;
     ScratchArena& arena = workers.Scratch(thread);
-    const QueryRows queries =
+    QueryRows queries =
         LoadQueries(args, head, first, std::min(step, args.query_tokens - first), arena);
-    AttendCompactBlocks(args, head, queries, arena);
+    AttendCompactBlocks(args, head, &queries, arena);
     AttendExactBlocks(args, head, queries, arena);
     StoreOutputs(args, head, queries);
   });

@@ -52,12 +52,13 @@ HWY_INLINE void ProjectWeights(const ChannelPlan& v, const RunState& state) {
 
 // linear[g][j] += scale * sum over m of c[m][j] * b[g][m] for XT vectors of channels from x. The
 // last vector of the last row must not be read past the band's end.
-template <int GT, int XT, bool kLast>
+template <class Coefficients, int GT, int XT, bool kLast>
 HWY_INLINE void AddSpectralVectors(const ChannelPlan& v, const RunState& state, int b,
                                    const std::byte* payload, float* linear, int x) {
   const DF d;
   const BandLayout& band = v.head.bands[b];
-  const auto* data = reinterpret_cast<const int8_t*>(payload + band.data_offset) + x;
+  const auto* data =
+      reinterpret_cast<const typename Coefficients::Stored*>(payload + band.data_offset) + x;
   const int64_t total = static_cast<int64_t>(band.coefficients) * band.size - x;
   VF acc[XT][GT];
   HWY_UNROLL(2)
@@ -77,9 +78,9 @@ HWY_INLINE void AddSpectralVectors(const ChannelPlan& v, const RunState& state, 
       const int64_t at = row + xx * kLanes;
       VF c;
       if constexpr (kLast) {
-        c = LoadInt8UpTo(data + at, total - at);
+        c = Coefficients::LoadUpTo(data + at, total - at);
       } else {
-        c = LoadInt8(data + at);
+        c = Coefficients::Load(data + at);
       }
       HWY_UNROLL(4)
       for (int g = 0; g < GT; ++g) acc[xx][g] = hn::MulAdd(c, weight[g], acc[xx][g]);
@@ -97,19 +98,28 @@ HWY_INLINE void AddSpectralVectors(const ChannelPlan& v, const RunState& state, 
   }
 }
 
+template <class Coefficients, int GT>
+HWY_INLINE void AddSpectralBand(const ChannelPlan& v, const RunState& state, int b,
+                                const std::byte* payload, float* linear) {
+  const int size = v.head.bands[b].size;
+  int x = 0;
+  for (; x + 2 * kLanes <= size; x += 2 * kLanes) {
+    AddSpectralVectors<Coefficients, GT, 2, false>(v, state, b, payload, linear, x);
+  }
+  for (; x < size; x += kLanes) {
+    AddSpectralVectors<Coefficients, GT, 1, true>(v, state, b, payload, linear, x);
+  }
+}
+
 template <int GT>
 HWY_INLINE void AddSpectral(const ChannelPlan& v, const RunState& state, const std::byte* payload,
                             const std::byte* next, float* linear) {
   for (int b = 0; b < v.bands && v.head.bands[b].spectral(); ++b) {
-    const BandLayout& band = v.head.bands[b];
-    PrefetchRow(reinterpret_cast<const uint8_t*>(next), band.scale_offset,
-                (static_cast<int64_t>(band.coefficients) + 2) * band.size);
-    int x = 0;
-    for (; x + 2 * kLanes <= band.size; x += 2 * kLanes) {
-      AddSpectralVectors<GT, 2, false>(v, state, b, payload, linear, x);
-    }
-    for (; x < band.size; x += kLanes) {
-      AddSpectralVectors<GT, 1, true>(v, state, b, payload, linear, x);
+    PrefetchSpectral(v.head.bands[b], next);
+    if (v.head.bands[b].scaled()) {
+      AddSpectralBand<Int8Coefficients, GT>(v, state, b, payload, linear);
+    } else {
+      AddSpectralBand<Bf16Coefficients, GT>(v, state, b, payload, linear);
     }
   }
 }
@@ -119,8 +129,8 @@ template <int GT>
 constexpr int kChannelTile = GT == 1 ? 4 : 2;
 
 template <class Format, int GT, int JT, int K = 0>
-HWY_INLINE void AddWeighted(const VU (&words)[JT], const uint8_t* const (&rows)[JT], int i,
-                            int eighth, const float* weights, VF (&acc)[JT][GT]) {
+HWY_INLINE void AddWeighted(const VU (&words)[JT], const RowPointers (&rows)[JT], int i, int eighth,
+                            const float* weights, VF (&acc)[JT][GT]) {
   if constexpr (K < 8) {
     const DF d;
     VF weight[GT];
@@ -145,14 +155,12 @@ HWY_INLINE void AddResidentTile(const ChannelPlan& v, const RunState& state, con
                                 const float* scales, float* lanes, int j0) {
   const DF d;
   const int eighth = v.tokens / 8;
-  const int64_t row_bytes = static_cast<int64_t>(eighth) * Format::kBits;
-  const uint8_t* rows[JT];
+  RowPointers rows[JT];
   VF acc[JT][GT];
   HWY_UNROLL(4)
   for (int j = 0; j < JT; ++j) {
-    const int64_t at = band.data_offset + (j0 + j) * row_bytes;
-    rows[j] = reinterpret_cast<const uint8_t*>(payload) + at;
-    PrefetchRow(reinterpret_cast<const uint8_t*>(next), at, row_bytes);
+    rows[j] = ResidentRow<Format>(band, reinterpret_cast<const uint8_t*>(payload), j0 + j, eighth);
+    PrefetchResident<Format>(band, next, j0 + j, eighth);
     HWY_UNROLL(4)
     for (int g = 0; g < GT; ++g) acc[j][g] = hn::Zero(d);
   }
@@ -160,7 +168,7 @@ HWY_INLINE void AddResidentTile(const ChannelPlan& v, const RunState& state, con
   for (int i = 0; i < eighth / kLanes; ++i, weights += 8 * GT * kLanes) {
     VU words[JT];
     HWY_UNROLL(4)
-    for (int j = 0; j < JT; ++j) words[j] = Format::Begin(rows[j], i);
+    for (int j = 0; j < JT; ++j) words[j] = Format::Begin(rows[j], i, eighth);
     AddWeighted<Format, GT, JT>(words, rows, i, eighth, weights, acc);
   }
   const int64_t out_stride = static_cast<int64_t>(state.group) * kLanes;
@@ -211,17 +219,9 @@ HWY_INLINE void SegmentOutputs(const ChannelPlan& v, const RunState& state, int 
       hn::Store(hn::MulAdd(offset, hn::Set(d, sums[g]), hn::Load(d, out)), d, out);
     }
   }
-  for (int b = 0; b < v.bands; ++b) {
-    const BandLayout& band = v.head.bands[b];
-    if (band.spectral()) continue;
-    if (band.bits == 4) {
-      AddResidentBand<NibbleFormat, GT>(v, state, b, payload, next, g0);
-    } else if (band.bits == 8) {
-      AddResidentBand<ByteFormat, GT>(v, state, b, payload, next, g0);
-    } else {
-      AddResidentBand<Bf16Format, GT>(v, state, b, payload, next, g0);
-    }
-  }
+  ForEachResident(v, [&](auto format, int b) HWY_ATTR {
+    AddResidentBand<decltype(format), GT>(v, state, b, payload, next, g0);
+  });
 }
 
 }  // namespace HWY_NAMESPACE

@@ -72,17 +72,41 @@ struct RunState {
   float* coefficients = nullptr;  // [kMaxGroupTile][kCoefficientStride]: a, then b
 };
 
+// The coefficient formats: kLanes values as floats; the UpTo form reads only `count` of them.
+struct Int8Coefficients {
+  using Stored = int8_t;
+  static HWY_INLINE VF Load(const int8_t* from) { return LoadInt8(from); }
+  static HWY_INLINE VF LoadUpTo(const int8_t* from, int64_t count) {
+    return LoadInt8UpTo(from, count);
+  }
+};
+
+struct Bf16Coefficients {
+  using Stored = uint16_t;
+  static HWY_INLINE VF Load(const uint16_t* from) { return LoadBf16(from); }
+  static HWY_INLINE VF LoadUpTo(const uint16_t* from, int64_t count) {
+    return LoadBf16UpTo(from, count);
+  }
+};
+
 // The resident formats. Tokens come as S / (8 * kLanes) steps of 8 vectors: vector K of step i
-// holds tokens K * S/8 + i * kLanes and up. The stored value is scale * Value + offset as
-// ExpandScales gives them.
+// holds tokens K * S/8 + i * kLanes and up. `eighth` is S/8. The stored value is scale * Value +
+// offset as ExpandScales gives them.
+struct RowPointers {
+  const uint8_t* data;
+  const uint8_t* high;  // 3 bits only
+};
+
+// Words of 8 nibbles, of which nibble K belongs to vector K.
 struct NibbleFormat {
-  static constexpr int kBits = 4;
-  static HWY_INLINE VU Begin(const uint8_t* row, int i) {
-    return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(row) + i * kLanes);
+  static constexpr int kRowBits = 4;  // of data
+  static constexpr int kHighBits = 0;
+  static HWY_INLINE VU Begin(RowPointers row, int i, int) {
+    return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(row.data) + i * kLanes);
   }
   // 1 + n / 16: the nibble is moved to the top of a float's mantissa, which spares the conversion.
   template <int K>
-  static HWY_INLINE VF Value(VU words, const uint8_t*, int, int) {
+  static HWY_INLINE VF Value(VU words, RowPointers, int, int) {
     const DU d;
     VU moved;
     if constexpr (4 * K <= 19) {
@@ -94,24 +118,95 @@ struct NibbleFormat {
   }
 };
 
+// Words of a plane with kBits (1 or 2) per token, of which S * kBits / 32 = `count` hold a channel,
+// so that the token in bits kBits * k of word x is k * count + x. Shifted so that bits 4 K of lane
+// l belong to token K * S/8 + i * kLanes + l; what stands beside them is other tokens'. A stretch
+// of S/8 tokens is 4 / kBits times as long as the plane has words.
+template <int kBits>
+HWY_INLINE VU AlignPlane(const uint8_t* plane, int i, int count) {
+  const DU d;
+  const auto* words = reinterpret_cast<const uint32_t*>(plane);
+  const int first = i * kLanes;
+  if (count >= kLanes) {
+    int stretch = (first >= count) + (first >= 2 * count) + (first >= 3 * count);
+    return hn::ShiftRightSame(hn::LoadU(d, words + first - stretch * count), kBits * stretch);
+  }
+  // A vector spans several stretches: its lanes repeat the words, shifted by as many more places.
+  if constexpr (kLanes > 4) {
+    const VU lane = hn::Iota(d, 0);
+    if (count == 4) {
+      const VU stretch = hn::Add(hn::ShiftRight<2>(lane), hn::Set(d, first / 4));
+      return hn::Shr(hn::LoadDup128(d, words), hn::Mul(stretch, hn::Set(d, kBits)));
+    }
+    if constexpr (kLanes > 8) {
+      const hn::Half<DU> half;
+      const auto eight = hn::LoadU(half, words);
+      const VU stretch = hn::Add(hn::ShiftRight<3>(lane), hn::Set(d, first / 8));
+      return hn::Shr(hn::Combine(d, eight, eight), hn::Mul(stretch, hn::Set(d, kBits)));
+    }
+  }
+  return hn::Zero(d);  // not reached: count is at least 4, and 8 where it is not 4
+}
+
+// Brought into nibbles when a step begins.
+struct TwoBitFormat : NibbleFormat {
+  static constexpr int kRowBits = 2;
+  static HWY_INLINE VU Begin(RowPointers row, int i, int eighth) {
+    return hn::And(AlignPlane<2>(row.data, i, eighth / 2), hn::Set(DU(), 0x33333333u));
+  }
+};
+
+struct ThreeBitFormat : NibbleFormat {
+  static constexpr int kRowBits = 2;
+  static constexpr int kHighBits = 1;
+  static HWY_INLINE VU Begin(RowPointers row, int i, int eighth) {
+    const VU high = hn::And(AlignPlane<1>(row.high, i, eighth / 4), hn::Set(DU(), 0x11111111u));
+    return hn::OrAnd(hn::ShiftLeft<2>(high), AlignPlane<2>(row.data, i, eighth / 2),
+                     hn::Set(DU(), 0x33333333u));
+  }
+};
+
 struct ByteFormat {
-  static constexpr int kBits = 8;
-  static HWY_INLINE VU Begin(const uint8_t*, int) { return hn::Zero(DU()); }
+  static constexpr int kRowBits = 8;
+  static constexpr int kHighBits = 0;
+  static HWY_INLINE VU Begin(RowPointers, int, int) { return hn::Zero(DU()); }
   template <int K>
-  static HWY_INLINE VF Value(VU, const uint8_t* row, int i, int eighth) {
+  static HWY_INLINE VF Value(VU, RowPointers row, int i, int eighth) {
     const hn::Rebind<uint8_t, DI> d8;
-    return hn::ConvertTo(DF(), hn::PromoteTo(DI(), hn::LoadU(d8, row + K * eighth + i * kLanes)));
+    return hn::ConvertTo(DF(),
+                         hn::PromoteTo(DI(), hn::LoadU(d8, row.data + K * eighth + i * kLanes)));
   }
 };
 
 struct Bf16Format {
-  static constexpr int kBits = 16;
-  static HWY_INLINE VU Begin(const uint8_t*, int) { return hn::Zero(DU()); }
+  static constexpr int kRowBits = 16;
+  static constexpr int kHighBits = 0;
+  static HWY_INLINE VU Begin(RowPointers, int, int) { return hn::Zero(DU()); }
   template <int K>
-  static HWY_INLINE VF Value(VU, const uint8_t* row, int i, int eighth) {
-    return LoadBf16(reinterpret_cast<const uint16_t*>(row) + K * eighth + i * kLanes);
+  static HWY_INLINE VF Value(VU, RowPointers row, int i, int eighth) {
+    return LoadBf16(reinterpret_cast<const uint16_t*>(row.data) + K * eighth + i * kLanes);
   }
 };
+
+// Calls body(format, b) for every resident band b.
+template <class Body>
+HWY_INLINE void ForEachResident(const ChannelPlan& plan, const Body& body) {
+  for (int b = 0; b < plan.bands; ++b) {
+    const BandLayout& band = plan.head.bands[b];
+    if (band.spectral()) continue;
+    if (band.bits == 4) {
+      body(NibbleFormat(), b);
+    } else if (band.bits == 2) {
+      body(TwoBitFormat(), b);
+    } else if (band.bits == 3) {
+      body(ThreeBitFormat(), b);
+    } else if (band.bits == 8) {
+      body(ByteFormat(), b);
+    } else {
+      body(Bf16Format(), b);
+    }
+  }
+}
 
 // The first `columns` columns in vector order.
 static const float* ReorderBasis(const Basis& basis, int columns, ScratchArena& arena) {
@@ -140,9 +235,9 @@ static void ExpandScales(const ChannelPlan& plan, const std::byte* payload, floa
     for (int x = 0; x < band.size; x += kLanes) {
       VF s = hn::Set(d, 1.0f);
       VF o = hn::Zero(d);
-      if (band.bits != 16) s = LoadBf16UpTo(scales + x, band.size - x);
-      if (!band.spectral() && band.bits != 16) o = LoadBf16UpTo(zeros + x, band.size - x);
-      if (!band.spectral() && band.bits == 4) {
+      if (band.scaled()) s = LoadBf16UpTo(scales + x, band.size - x);
+      if (band.offset()) o = LoadBf16UpTo(zeros + x, band.size - x);
+      if (!band.spectral() && band.bits <= 4) {
         s = hn::Mul(s, hn::Set(d, 16.0f));
         o = hn::Sub(o, s);
       }
@@ -157,6 +252,35 @@ static void ExpandScales(const ChannelPlan& plan, const std::byte* payload, floa
 static HWY_INLINE void PrefetchRow(const uint8_t* next, int64_t at, int64_t bytes) {
   if (next == nullptr) return;
   for (int64_t i = 0; i < bytes; i += 64) hwy::Prefetch(next + at + i);
+}
+
+static HWY_INLINE void PrefetchSpectral(const BandLayout& band, const std::byte* next) {
+  const int64_t begin = band.scaled() ? band.scale_offset : band.data_offset;
+  const int64_t bits = int64_t{band.bits} * band.coefficients + (band.scaled() ? 16 : 0);
+  PrefetchRow(reinterpret_cast<const uint8_t*>(next), begin, bits * band.size / 8);
+}
+
+// Where the values of channel j of a band stand.
+template <class Format>
+HWY_INLINE RowPointers ResidentRow(const BandLayout& band, const uint8_t* payload, int64_t j,
+                                   int eighth) {
+  RowPointers row = {payload + band.data_offset + j * eighth * Format::kRowBits, nullptr};
+  if constexpr (Format::kHighBits > 0) {
+    row.high = payload + band.high_offset + j * eighth * Format::kHighBits;
+  }
+  return row;
+}
+
+template <class Format>
+HWY_INLINE void PrefetchResident(const BandLayout& band, const std::byte* next, int64_t j,
+                                 int eighth) {
+  const auto* base = reinterpret_cast<const uint8_t*>(next);
+  const int64_t bytes = int64_t{eighth} * Format::kRowBits;
+  PrefetchRow(base, band.data_offset + j * bytes, bytes);
+  if constexpr (Format::kHighBits > 0) {
+    const int64_t high_bytes = int64_t{eighth} * Format::kHighBits;
+    PrefetchRow(base, band.high_offset + j * high_bytes, high_bytes);
+  }
 }
 
 }  // namespace HWY_NAMESPACE

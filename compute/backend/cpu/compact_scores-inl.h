@@ -36,11 +36,11 @@ HWY_INLINE void ScaleQueries(const ChannelPlan& k, const RunState& state, const 
   for (int g = 0; g < GT; ++g) constant[g] = SumLanes(sums[g]);
 }
 
-// One vector of channels of four rows. `left`: bytes to the end of the band, which the last vector
+// One vector of channels of four rows. `left`: values to the end of the band, which the last vector
 // of the last row would pass.
-template <int GT, bool kLast>
-HWY_INLINE void ProjectVector(const int8_t* data, const int64_t (&row)[4], int64_t left,
-                              const float* q, int q_stride, VF (&acc)[4][GT]) {
+template <class Coefficients, int GT, bool kLast>
+HWY_INLINE void ProjectVector(const typename Coefficients::Stored* data, const int64_t (&row)[4],
+                              int64_t left, const float* q, int q_stride, VF (&acc)[4][GT]) {
   const DF d;
   VF query[GT];
   HWY_UNROLL(4)
@@ -49,50 +49,63 @@ HWY_INLINE void ProjectVector(const int8_t* data, const int64_t (&row)[4], int64
   for (int mm = 0; mm < 4; ++mm) {
     VF c;
     if constexpr (kLast) {
-      c = LoadInt8UpTo(data + row[mm], left - row[mm]);
+      c = Coefficients::LoadUpTo(data + row[mm], left - row[mm]);
     } else {
-      c = LoadInt8(data + row[mm]);
+      c = Coefficients::Load(data + row[mm]);
     }
     HWY_UNROLL(4)
     for (int g = 0; g < GT; ++g) acc[mm][g] = hn::MulAdd(c, query[g], acc[mm][g]);
   }
 }
 
-// coefficients[g][m] = a = sum over spectral channels j of c[m][j] * scaled_q[g][j], four m at a
-// time.
+// coefficients[g][m] += sum over channels j of the band of c[m][j] * q[g][j], four m at a time.
+template <class Coefficients, int GT>
+HWY_INLINE void ProjectBand(const BandLayout& band, const std::byte* payload, const float* q,
+                            int q_stride, float* coefficients) {
+  const DF d;
+  const auto* data =
+      reinterpret_cast<const typename Coefficients::Stored*>(payload + band.data_offset);
+  const int64_t total = static_cast<int64_t>(band.coefficients) * band.size;
+  for (int m0 = 0; m0 < band.coefficients; m0 += 4) {
+    VF acc[4][GT];
+    int64_t row[4];  // rows beyond M repeat the last one and are not used
+    HWY_UNROLL(4)
+    for (int mm = 0; mm < 4; ++mm) {
+      row[mm] = static_cast<int64_t>(std::min(m0 + mm, band.coefficients - 1)) * band.size;
+      HWY_UNROLL(4)
+      for (int g = 0; g < GT; ++g) acc[mm][g] = hn::Zero(d);
+    }
+    int x = 0;
+    for (; x + kLanes <= band.size; x += kLanes) {
+      ProjectVector<Coefficients, GT, false>(data + x, row, total - x, q + x, q_stride, acc);
+    }
+    if (x < band.size) {
+      ProjectVector<Coefficients, GT, true>(data + x, row, total - x, q + x, q_stride, acc);
+    }
+    for (int g = 0; g < GT; ++g) {
+      HWY_ALIGN float sums[4];
+      hn::Store(SumLanes4(acc[0][g], acc[1][g], acc[2][g], acc[3][g]), D4(), sums);
+      float* a = coefficients + g * kCoefficientStride + m0;
+      for (int mm = 0; mm < std::min(4, band.coefficients - m0); ++mm) a[mm] += sums[mm];
+    }
+  }
+}
+
+// coefficients[g][m] = a = sum over spectral channels j of c[m][j] * scaled_q[g][j].
 template <int GT>
 HWY_INLINE void ProjectQueries(const ChannelPlan& k, const RunState& state,
                                const std::byte* payload, const std::byte* next) {
-  const DF d;
   for (int g = 0; g < GT; ++g) {
     std::fill_n(state.coefficients + g * kCoefficientStride, k.head.max_coefficients, 0.0f);
   }
   for (int b = 0; b < k.bands && k.head.bands[b].spectral(); ++b) {
     const BandLayout& band = k.head.bands[b];
-    const auto* data = reinterpret_cast<const int8_t*>(payload + band.data_offset);
-    const int64_t total = static_cast<int64_t>(band.coefficients) * band.size;
-    PrefetchRow(reinterpret_cast<const uint8_t*>(next), band.scale_offset, total + 2 * band.size);
-    for (int m0 = 0; m0 < band.coefficients; m0 += 4) {
-      VF acc[4][GT];
-      int64_t row[4];  // rows beyond M repeat the last one and are not used
-      HWY_UNROLL(4)
-      for (int mm = 0; mm < 4; ++mm) {
-        row[mm] = static_cast<int64_t>(std::min(m0 + mm, band.coefficients - 1)) * band.size;
-        HWY_UNROLL(4)
-        for (int g = 0; g < GT; ++g) acc[mm][g] = hn::Zero(d);
-      }
-      const float* q = state.scaled_q + k.start[b];
-      int x = 0;
-      for (; x + kLanes <= band.size; x += kLanes) {
-        ProjectVector<GT, false>(data + x, row, total - x, q + x, k.size, acc);
-      }
-      if (x < band.size) ProjectVector<GT, true>(data + x, row, total - x, q + x, k.size, acc);
-      for (int g = 0; g < GT; ++g) {
-        HWY_ALIGN float sums[4];
-        hn::Store(SumLanes4(acc[0][g], acc[1][g], acc[2][g], acc[3][g]), D4(), sums);
-        float* a = state.coefficients + g * kCoefficientStride + m0;
-        for (int mm = 0; mm < std::min(4, band.coefficients - m0); ++mm) a[mm] += sums[mm];
-      }
+    PrefetchSpectral(band, next);
+    const float* q = state.scaled_q + k.start[b];
+    if (band.scaled()) {
+      ProjectBand<Int8Coefficients, GT>(band, payload, q, k.size, state.coefficients);
+    } else {
+      ProjectBand<Bf16Coefficients, GT>(band, payload, q, k.size, state.coefficients);
     }
   }
 }
@@ -106,7 +119,7 @@ using ScoreTile = VF[kScoreVectors<GT>][GT];
 
 // The compile-time vector number K0 + i of a pass that starts at vector K0.
 template <class Format, int GT, int K0, int I = 0>
-HWY_INLINE void AddValues(VU words, const uint8_t* row, int i, int eighth, const VF (&q)[GT],
+HWY_INLINE void AddValues(VU words, RowPointers row, int i, int eighth, const VF (&q)[GT],
                           ScoreTile<GT>& acc) {
   if constexpr (I < kScoreVectors<GT>) {
     const VF value = Format::template Value<K0 + I>(words, row, i, eighth);
@@ -121,18 +134,15 @@ HWY_INLINE void AddResidents(const BandLayout& band, const std::byte* payload,
                              const std::byte* next, const float* q, int q_stride, int i, int eighth,
                              ScoreTile<GT>& acc) {
   const DF d;
-  const int64_t row_bytes = static_cast<int64_t>(eighth) * Format::kBits;
-  const uint8_t* row = reinterpret_cast<const uint8_t*>(payload) + band.data_offset;
+  const auto* base = reinterpret_cast<const uint8_t*>(payload);
   const bool prefetch = K0 == 0 && i == 0;
-  for (int j = 0; j < band.size; ++j, row += row_bytes) {
-    if (prefetch) {
-      PrefetchRow(reinterpret_cast<const uint8_t*>(next), band.data_offset + j * row_bytes,
-                  row_bytes);
-    }
+  for (int j = 0; j < band.size; ++j) {
+    if (prefetch) PrefetchResident<Format>(band, next, j, eighth);
+    const RowPointers row = ResidentRow<Format>(band, base, j, eighth);
     VF weight[GT];
     HWY_UNROLL(4)
     for (int g = 0; g < GT; ++g) weight[g] = hn::Set(d, q[g * q_stride + j]);
-    AddValues<Format, GT, K0>(Format::Begin(row, i), row, i, eighth, weight, acc);
+    AddValues<Format, GT, K0>(Format::Begin(row, i, eighth), row, i, eighth, weight, acc);
   }
 }
 
@@ -163,18 +173,10 @@ HWY_INLINE void ScorePass(const ChannelPlan& k, const RunState& state, const std
     }
   }
   const int eighth = k.tokens / 8;
-  for (int b = 0; b < k.bands; ++b) {
-    const BandLayout& band = k.head.bands[b];
-    if (band.spectral()) continue;
-    const float* q = state.scaled_q + k.start[b];
-    if (band.bits == 4) {
-      AddResidents<NibbleFormat, GT, K0>(band, payload, next, q, k.size, i, eighth, acc);
-    } else if (band.bits == 8) {
-      AddResidents<ByteFormat, GT, K0>(band, payload, next, q, k.size, i, eighth, acc);
-    } else {
-      AddResidents<Bf16Format, GT, K0>(band, payload, next, q, k.size, i, eighth, acc);
-    }
-  }
+  ForEachResident(k, [&](auto format, int b) HWY_ATTR {
+    AddResidents<decltype(format), GT, K0>(k.head.bands[b], payload, next,
+                                           state.scaled_q + k.start[b], k.size, i, eighth, acc);
+  });
   float* scores = state.weights + vector * GT * kLanes;
   HWY_UNROLL(8)
   for (int v = 0; v < kVectors; ++v) {

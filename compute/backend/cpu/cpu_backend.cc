@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compute/backend/cpu/kernels.h"
+#include "compute/backend/cpu/rotation_kernels.h"
 #include "compute/base/bfloat16.h"
 
 namespace fourierkv {
@@ -100,8 +101,7 @@ absl::Status CpuBackend::Decode(KvDtype dtype, std::span<const DecodeJob> jobs) 
     const PartLayout& layout = *job.layout;
     ScratchArena& arena = workers_.Scratch(thread);
     const int64_t stride = (layout.head_dim + 15) / 16 * 16;
-    float* rows = arena.Take<float>(layout.segment_tokens * stride);
-    DecodeHead(layout, tasks[i].head, job.payload, rows, stride, arena);
+    const float* rows = DecodeHeadRotatedBack(layout, tasks[i].head, job.payload, stride, arena);
     uint16_t* dense = job.dense + tasks[i].head * job.head_stride;
     for (int t = 0; t < layout.segment_tokens; ++t) {
       FloatsToKv(rows + t * stride, layout.head_dim, dtype,

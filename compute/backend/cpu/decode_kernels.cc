@@ -23,12 +23,14 @@ static float* ExpandCoefficients(const HeadLayout& head, const std::byte* payloa
   for (const BandLayout& band : head.bands) {
     if (!band.spectral()) continue;
     const auto* scales = reinterpret_cast<const uint16_t*>(payload + band.scale_offset);
-    const auto* data = reinterpret_cast<const int8_t*>(payload + band.data_offset);
+    const auto* integers = reinterpret_cast<const int8_t*>(payload + band.data_offset);
+    const auto* values = reinterpret_cast<const uint16_t*>(payload + band.data_offset);
     for (int m = 0; m < band.coefficients; ++m) {
       for (int j = 0; j < band.size; ++j) {
+        const int64_t at = static_cast<int64_t>(m) * band.size + j;
         all[m * stride + band.channels[j]] =
-            Bf16ToFloat(scales[j]) *
-            static_cast<float>(data[static_cast<int64_t>(m) * band.size + j]);
+            band.scaled() ? Bf16ToFloat(scales[j]) * static_cast<float>(integers[at])
+                          : Bf16ToFloat(values[at]);
       }
     }
   }
@@ -94,45 +96,92 @@ HWY_INLINE VF ValueOfWord(VU word, VF scale, VF offset) {
   }
 }
 
-// Lanes run over channels: a gather reads one stored word of each.
+// Up to kLanes channels of a band, at lanes: a gather reads one stored word of each.
+struct ChannelLanes {
+  ChannelLanes(const BandLayout& band, const std::byte* payload, int first)
+      : first_channel(first),
+        count(std::min(kLanes, band.size - first)),
+        channels(band.channels + first),
+        adjacent(count == kLanes && channels[kLanes - 1] - channels[0] == kLanes - 1) {
+    scale = offset = hn::Zero(DF());
+    if (!band.scaled()) return;
+    const auto* scales = reinterpret_cast<const uint16_t*>(payload + band.scale_offset);
+    const auto* zeros = reinterpret_cast<const uint16_t*>(payload + band.zero_offset);
+    scale = LoadBf16UpTo(scales + first, count);
+    offset = LoadBf16UpTo(zeros + first, count);
+  }
+
+  // Indices of each channel's first word, of `words`. Lanes beyond the last repeat it.
+  VI Indices(int words) const {
+    HWY_ALIGN int32_t index[kLanes];
+    for (int l = 0; l < kLanes; ++l) index[l] = (first_channel + std::min(l, count - 1)) * words;
+    return hn::Load(DI(), index);
+  }
+
+  HWY_INLINE void Store(VF value, float* row) const {
+    if (adjacent) {
+      hn::StoreU(value, DF(), row + channels[0]);
+      return;
+    }
+    HWY_ALIGN float buffer[kLanes];
+    hn::Store(value, DF(), buffer);
+    for (int l = 0; l < count; ++l) row[channels[l]] = buffer[l];
+  }
+
+  int first_channel;
+  int count;
+  const uint16_t* channels;
+  bool adjacent;
+  VF scale;
+  VF offset;
+};
+
 template <int kBits>
 void DecodeResident(const BandLayout& band, const std::byte* payload, int tokens, float* rows,
                     int64_t stride) {
   constexpr int kPerWord = 32 / kBits;
-  const DF d;
-  const DI di;
   const int words = tokens / kPerWord;
-  const int word_step = kBits == 4 ? 1 : kPerWord;
-  const int token_step = kBits == 4 ? words : 1;
+  const int word_step = kBits <= 4 ? 1 : kPerWord;
+  const int token_step = kBits <= 4 ? words : 1;
   const auto* data = reinterpret_cast<const uint32_t*>(payload + band.data_offset);
-  const auto* scales = reinterpret_cast<const uint16_t*>(payload + band.scale_offset);
-  const auto* zeros = reinterpret_cast<const uint16_t*>(payload + band.zero_offset);
-  HWY_ALIGN float buffer[kLanes];
-  HWY_ALIGN int32_t index[kLanes];
   for (int j = 0; j < band.size; j += kLanes) {
-    const int count = std::min(kLanes, band.size - j);
-    const uint16_t* channels = band.channels + j;
-    const bool adjacent = count == kLanes && channels[kLanes - 1] - channels[0] == kLanes - 1;
-    for (int l = 0; l < kLanes; ++l) index[l] = (j + std::min(l, count - 1)) * words;
-    const VI indices = hn::Load(di, index);
-    VF scale = hn::Zero(d);
-    VF offset = hn::Zero(d);
-    if constexpr (kBits != 16) {
-      scale = LoadBf16UpTo(scales + j, count);
-      offset = LoadBf16UpTo(zeros + j, count);
-    }
+    const ChannelLanes lanes(band, payload, j);
+    const VI indices = lanes.Indices(words);
     for (int i = 0; i < words; ++i) {
       VU word = hn::GatherIndex(DU(), data + i, indices);
       float* out = rows + static_cast<int64_t>(i) * word_step * stride;
       for (int k = 0; k < kPerWord; ++k, out += token_step * stride) {
-        const VF value = ValueOfWord<kBits>(word, scale, offset);
-        if (adjacent) {
-          hn::StoreU(value, d, out + channels[0]);
-        } else {
-          hn::Store(value, d, buffer);
-          for (int l = 0; l < count; ++l) out[channels[l]] = buffer[l];
-        }
+        lanes.Store(ValueOfWord<kBits>(word, lanes.scale, lanes.offset), out);
         word = hn::ShiftRight<kBits>(word);
+      }
+    }
+  }
+}
+
+// 3 bits: word i of the upper plane and words i and i + S / 32 of the lower hold the same tokens.
+static void DecodePlanes(const BandLayout& band, const std::byte* payload, int tokens, float* rows,
+                         int64_t stride) {
+  const DU d;
+  const int words = tokens / 32;
+  const auto* low_plane = reinterpret_cast<const uint32_t*>(payload + band.data_offset);
+  const auto* high_plane = reinterpret_cast<const uint32_t*>(payload + band.high_offset);
+  for (int j = 0; j < band.size; j += kLanes) {
+    const ChannelLanes lanes(band, payload, j);
+    const VI low_indices = lanes.Indices(2 * words);
+    const VI high_indices = lanes.Indices(words);
+    for (int i = 0; i < words; ++i) {
+      VU high = hn::GatherIndex(d, high_plane + i, high_indices);
+      VU low[2] = {hn::GatherIndex(d, low_plane + i, low_indices),
+                   hn::GatherIndex(d, low_plane + i + words, low_indices)};
+      float* out = rows + i * stride;
+      for (int k = 0; k < 16; ++k) {
+        for (int half = 0; half < 2; ++half, out += words * stride) {
+          const VU upper = hn::ShiftLeft<2>(hn::And(high, hn::Set(d, 1u)));
+          const VU code = hn::Or(upper, hn::And(low[half], hn::Set(d, 3u)));
+          lanes.Store(ValueOfWord<3>(code, lanes.scale, lanes.offset), out);
+          high = hn::ShiftRight<1>(high);
+          low[half] = hn::ShiftRight<2>(low[half]);
+        }
       }
     }
   }
@@ -146,12 +195,21 @@ void DecodeHead(const PartLayout& layout, int head, const std::byte* payload, fl
   }
   for (const BandLayout& band : head_layout.bands) {
     if (band.spectral()) continue;
-    if (band.bits == 4) {
-      DecodeResident<4>(band, payload, layout.segment_tokens, rows, stride);
-    } else if (band.bits == 8) {
-      DecodeResident<8>(band, payload, layout.segment_tokens, rows, stride);
-    } else {
-      DecodeResident<16>(band, payload, layout.segment_tokens, rows, stride);
+    switch (band.bits) {
+      case 2:
+        DecodeResident<2>(band, payload, layout.segment_tokens, rows, stride);
+        break;
+      case 3:
+        DecodePlanes(band, payload, layout.segment_tokens, rows, stride);
+        break;
+      case 4:
+        DecodeResident<4>(band, payload, layout.segment_tokens, rows, stride);
+        break;
+      case 8:
+        DecodeResident<8>(band, payload, layout.segment_tokens, rows, stride);
+        break;
+      default:
+        DecodeResident<16>(band, payload, layout.segment_tokens, rows, stride);
     }
   }
 }

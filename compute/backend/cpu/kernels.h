@@ -38,7 +38,7 @@ EncodeTotals EncodeHead(const PartLayout& layout, int head, KvDtype dtype, const
 
 // Tokens [0, S) as floats: token t at rows + t * stride, head_dim values each. rows is 64-byte
 // aligned, stride a multiple of 16; what stands between head_dim and stride is undefined
-// afterwards.
+// afterwards. If the head is rotated the rows are those of X U.
 void DecodeHead(const PartLayout& layout, int head, const std::byte* payload, float* rows,
                 int64_t stride, ScratchArena& arena);
 
@@ -48,6 +48,8 @@ void KvToFloats(const uint16_t* from, int64_t n, KvDtype dtype, float* to);
 
 // ---- one query token (compact_attention_kernels.cc, exact_attention_kernels.cc)
 
+// In the space that is stored: for a rotated head of K, q must be q U already; for one of V, out is
+// still to be turned back with U^T.
 struct CompactRun {
   const PartLayout* k_layout;
   const PartLayout* v_layout;

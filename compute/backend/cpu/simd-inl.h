@@ -41,12 +41,13 @@ constexpr int kVectorRegisters = 32;
 constexpr int RoundUpToLanes(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 constexpr int RoundUpToChunk(int n) { return (n + kChunk - 1) / kChunk * kChunk; }
 
-// Rows of 16-bit values, read as two float vectors per chunk of kChunk elements. Which element
+// Rows of values, read as two float vectors per chunk of kChunk elements. Which element
 // lands in which lane is the reader's choice (bf16: even and odd elements, which costs one
 // instruction each); arrays over channels are kept in that *arranged* order: Arranged(channel) is a
 // channel's index. The last chunk of a row may be partial: `pairs` elements pairs, from 1 to
 // kLanes; missing lanes read 0.
 struct Bf16Rows {
+  using Value = uint16_t;
   static constexpr uint16_t kLargestMagnitude = 0x7149;  // largest bf16 <= 1e30
 
   static HWY_INLINE void Split(VU raw, VF& first, VF& second) {
@@ -60,6 +61,7 @@ struct Bf16Rows {
 };
 
 struct Fp16Rows {
+  using Value = uint16_t;
   static constexpr uint16_t kLargestMagnitude = 0x7bff;  // largest finite fp16
 
   static HWY_INLINE void Split(VU raw, VF& first, VF& second) {
@@ -69,6 +71,12 @@ struct Fp16Rows {
     first = hn::PromoteTo(DF(), hn::BitCast(fp16, hn::LowerHalf(half, both)));
     second = hn::PromoteTo(DF(), hn::BitCast(fp16, hn::UpperHalf(half, both)));
   }
+  static constexpr int Arranged(int channel) { return channel; }
+};
+
+// Rows that were computed, padded to whole chunks.
+struct FloatRows {
+  using Value = float;
   static constexpr int Arranged(int channel) { return channel; }
 };
 
@@ -84,8 +92,11 @@ static HWY_INLINE VU LoadRawPartial(const uint16_t* row, int pairs) {
 }
 
 template <class Rows, bool kPartial>
-HWY_INLINE void LoadChunk(const uint16_t* row, int pairs, VF& first, VF& second) {
-  if constexpr (kPartial) {
+HWY_INLINE void LoadChunk(const typename Rows::Value* row, int pairs, VF& first, VF& second) {
+  if constexpr (sizeof(typename Rows::Value) == sizeof(float)) {
+    first = hn::Load(DF(), row);
+    second = hn::Load(DF(), row + kLanes);
+  } else if constexpr (kPartial) {
     Rows::Split(LoadRawPartial(row, pairs), first, second);
   } else {
     Rows::Split(LoadRaw(row), first, second);
@@ -154,10 +165,10 @@ static HWY_INLINE VF LoadBf16(const uint16_t* from) {
   const hn::Rebind<uint16_t, DF> d16;
   return hn::BitCast(DF(), hn::ShiftLeft<16>(hn::PromoteTo(DU(), hn::LoadU(d16, from))));
 }
-static HWY_INLINE VF LoadBf16UpTo(const uint16_t* from, int count) {
+static HWY_INLINE VF LoadBf16UpTo(const uint16_t* from, int64_t count) {
   if (count >= kLanes) return LoadBf16(from);
   HWY_ALIGN uint16_t buffer[16] = {};
-  std::memcpy(buffer, from, count * sizeof(uint16_t));
+  if (count > 0) std::memcpy(buffer, from, count * sizeof(uint16_t));
   return LoadBf16(buffer);
 }
 
