@@ -16,6 +16,7 @@ namespace fourierkv {
 // What main() runs after parsing: the chosen subcommand. Results go to stdout, progress to stderr.
 using Command = std::function<absl::Status()>;
 
+void DeclareEval(CLI::App& app, Command& chosen);
 void DeclareGenerate(CLI::App& app, Command& chosen);
 void DeclareInspect(CLI::App& app, Command& chosen);
 void DeclareProfile(CLI::App& app, Command& chosen);

@@ -16,7 +16,9 @@ absl::Status CopyTokens(const DenseKvCache& dense, FillableKvCache& to) {
   const KvGeometry& g = dense.geometry();
   const int64_t n = dense.length();
   const int64_t head_size = n * g.head_dim;
-  absl::Status s = to.BeginFill({.length = n}, absl::InfiniteFuture());
+  FillPlan plan;
+  plan.length = n;
+  absl::Status s = to.BeginFill(plan, absl::InfiniteFuture());
   std::vector<uint16_t> k(g.kv_heads * head_size), v(k.size());
   for (int layer = 0; s.ok() && layer < g.layers; ++layer) {
     const ExactBlock exact = dense.exact_block(layer);

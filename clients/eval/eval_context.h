@@ -72,6 +72,9 @@ struct FormMetrics {
   int decoded_agree = 0;
 };
 
+// Several contexts as one: counts and bytes are summed, tails joined, attention errors averaged.
+FormMetrics Combine(std::span<const FormMetrics> metrics);
+
 struct MeasureOptions {
   bool recall = true;
   bool tail = true;

@@ -55,4 +55,32 @@ double TailScore::top_agreement() const {
   return kl.empty() ? 0 : static_cast<double>(same_top) / static_cast<double>(kl.size());
 }
 
+FormMetrics Combine(std::span<const FormMetrics> metrics) {
+  FormMetrics all;
+  for (const FormMetrics& one : metrics) {
+    all.bytes.compact_payload += one.bytes.compact_payload;
+    all.bytes.compact_headers += one.bytes.compact_headers;
+    all.bytes.compact_dense += one.bytes.compact_dense;
+    all.bytes.whole += one.bytes.whole;
+    all.bytes.whole_dense += one.bytes.whole_dense;
+    for (const TaskScore& task : one.tasks) {
+      auto same = std::find_if(all.tasks.begin(), all.tasks.end(),
+                               [&](const TaskScore& t) { return t.task == task.task; });
+      if (same == all.tasks.end()) {
+        all.tasks.push_back(task);
+      } else {
+        same->Add(task);
+      }
+    }
+    all.tail.Add(one.tail);
+    all.attention_error.resize(std::max(all.attention_error.size(), one.attention_error.size()), 0);
+    for (size_t i = 0; i < one.attention_error.size(); ++i) {
+      all.attention_error[i] += one.attention_error[i] / static_cast<double>(metrics.size());
+    }
+    all.decoded += one.decoded;
+    all.decoded_agree += one.decoded_agree;
+  }
+  return all;
+}
+
 }  // namespace fourierkv

@@ -1,0 +1,24 @@
+// The cells of an evaluation's table, the same for text and HTML.
+
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "clients/eval/eval_run.h"
+
+namespace fourierkv {
+
+struct EvalColumn {
+  std::string title;
+  std::string meaning;
+};
+
+// One column per cell of EvalCells. `dense` is the section's first row.
+std::vector<EvalColumn> EvalColumns(const EvalPlan& plan);
+std::vector<std::string> EvalCells(const EvalPlan& plan, const EvalRow& row, const EvalRow& dense);
+
+// A control's name says which profile's bytes it was given.
+std::string RowTitle(const EvalRow& row, const EvalPlan& plan);
+
+}  // namespace fourierkv
