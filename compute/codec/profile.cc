@@ -199,6 +199,12 @@ absl::Status CodecProfile::Validate() const {
     return absl::InvalidArgumentError(absl::StrCat(
         "layers hold ", heads.size(), " heads; the geometry needs ", expected, " (K and V)"));
   }
+  if (archive) {
+    if (segment_tokens == 0) {
+      return absl::InvalidArgumentError("archive: a profile with `sequence` has no segments");
+    }
+    if (auto s = archive->Validate(geometry); !s.ok()) return s;
+  }
   for (int layer = 0; layer < geometry.layers; ++layer) {
     for (Part part : kParts) {
       for (int h = 0; h < geometry.kv_heads; ++h) {

@@ -13,6 +13,7 @@
 #include "absl/strings/string_view.h"
 #include "compute/base/content_hash.h"
 #include "compute/base/geometry.h"
+#include "compute/codec/archive_profile.h"
 #include "compute/codec/basis.h"
 #include "compute/codec/sequence_scope.h"
 
@@ -53,6 +54,8 @@ struct CodecProfile {
   // `dft`, no head is rotated, and a head has at most one spectral band (M = sequence->states(), 16
   // or 32 bits: bf16 or float) and one resident band (16 bits).
   std::optional<SequenceScope> sequence = {};
+  // How segments are archived; without it, none are.
+  std::optional<ArchiveProfile> archive = {};
 
   const HeadProfile& head(int layer, int head, Part part) const {
     return heads[(static_cast<size_t>(layer) * geometry.kv_heads + head) * 2 +

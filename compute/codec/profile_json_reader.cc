@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "compute/codec/archive_json.h"
 #include "compute/codec/json_reader.h"
 #include "compute/codec/profile.h"
 #include "compute/codec/profile_json.h"
@@ -193,9 +194,11 @@ absl::Status ReadProfile(JsonReader& reader, CodecProfile* profile) {
   constexpr absl::string_view kKeys[] = {"basis",  "format", "geometry",
                                          "layers", "name",   "segment_tokens"};
   std::vector<LayerHeads> layers;
+  int archive_layers = 0;
   std::vector<std::string> present;
   const absl::Status status = reader.ReadObject([&](absl::string_view key) {
     present.emplace_back(key);
+    if (key == "archive") return ReadArchive(reader, &profile->archive.emplace(), &archive_layers);
     if (key == "format") return ReadFormat(reader);
     if (key == "name") return reader.ReadString(kMaxName, &profile->name);
     if (key == "basis") return ReadBasis(reader, &profile->basis);
@@ -215,6 +218,9 @@ absl::Status ReadProfile(JsonReader& reader, CodecProfile* profile) {
     bool found = false;
     for (const std::string& name : present) found = found || key == name;
     if (auto s = RequireKey(reader, found, key); !s.ok()) return s;
+  }
+  if (profile->archive && archive_layers != profile->geometry.layers) {
+    return SizeError("archive.layers", archive_layers, "layers", profile->geometry.layers);
   }
   return PlaceHeads(std::move(layers), profile);
 }

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "compute/codec/archive_json.h"
 #include "compute/codec/profile.h"
 #include "compute/codec/profile_json.h"
 #include "compute/codec/rotation.h"
@@ -18,6 +19,7 @@ class Writer {
   std::string Write(const CodecProfile& profile) {
     const KvGeometry& g = profile.geometry;
     Put("{");
+    if (profile.archive) Break(1), Key("archive"), WriteArchive(profile), Put(",");
     Break(1), Key("basis"), String(BasisName(profile.basis)), Put(",");
     if (!profile.evidence.empty()) Break(1), Key("evidence"), WriteEvidence(profile), Put(",");
     Break(1), Key("format"), String(kProfileFormat), Put(",");
@@ -58,6 +60,10 @@ class Writer {
     Key("recent_tokens"), Number(scope.recent_tokens), Comma();
     Key("rescale"), String(scope.peak_rescale ? "peak" : "none"), Comma();
     Key("sink_tokens"), Number(scope.sink_tokens), Put("}");
+  }
+
+  void WriteArchive(const CodecProfile& profile) {
+    Put(ArchiveToJson(*profile.archive, profile.geometry, pretty_ ? "\n    " : ""));
   }
 
   void WriteEvidence(const CodecProfile& profile) {
