@@ -8,16 +8,18 @@
 #include "absl/strings/str_join.h"
 #include "compute/base/bfloat16.h"
 #include "compute/codec/reference_codec.h"
+#include "tests/compute/codec/random_codec_input.h"
 
 namespace fourierkv {
 
 uint64_t FreshSeed() { return std::random_device{}(); }
 
 std::string CodecCase::Name() const {
-  return absl::StrCat("D", head_dim, " heads", kv_heads, " S", segment_tokens, " ",
-                      BasisName(basis), " M[", absl::StrJoin(coefficients, ","), "] bits[",
-                      absl::StrJoin(resident_bits, ","), "] ",
-                      dtype == KvDtype::kBf16 ? "bf16" : "fp16");
+  return absl::StrCat(
+      "D", head_dim, " heads", kv_heads, " S", segment_tokens, " ", BasisName(basis), " M[",
+      absl::StrJoin(coefficients, ","), "] bf16 M[", absl::StrJoin(wide_coefficients, ","),
+      "] bits[", absl::StrJoin(resident_bits, ","), "] ", dtype == KvDtype::kBf16 ? "bf16" : "fp16",
+      rotate_k ? ", K rotated" : "", rotate_v ? ", V rotated" : "");
 }
 
 std::vector<CodecCase> CodecCases() {
@@ -41,6 +43,21 @@ std::vector<CodecCase> CodecCases() {
       {128, 2, 256, kDct, {8}, {4}, kFp16},
       {104, 1, 512, kDft, {5, 64}, {4, 8, 16}, kFp16},
       {40, 2, 128, kDct, {7}, {8, 16}, kFp16},
+      {128, 2, 256, kDct, {8}, {2}, kBf16},
+      {128, 1, 128, kDct, {}, {3}, kBf16},
+      {72, 2, 128, kDct, {2}, {2, 3, 8}, kBf16},
+      {64, 2, 512, kDct, {4}, {2, 3, 4}, kFp16},
+      {80, 1, 1024, kDft, {3}, {3, 2}, kBf16},
+      {48, 1, 256, kDct, {}, {3, 2, 16}, kFp16},
+      {128, 1, 256, kDct, {8}, {3, 4}, kBf16, {16}},
+      {96, 1, 128, kMean, {}, {3}, kFp16, {1}},
+      {64, 1, 512, kDct, {}, {}, kBf16, {64, 5}},
+      {128, 2, 256, kDct, {8}, {4}, kBf16, {}, false, true},
+      {64, 2, 128, kDct, {4}, {2, 3, 4, 8, 16}, kBf16, {5}, true, true},
+      {80, 1, 512, kDft, {3}, {3}, kFp16, {}, true, false},
+      {128, 1, 1024, kDct, {32}, {2}, kBf16, {}, false, true},
+      {8, 2, 128, kDct, {2}, {16}, kFp16, {}, true, true},
+      {104, 1, 256, kDct, {}, {3, 16}, kBf16, {7}, true, true},
   };
 }
 
@@ -51,8 +68,11 @@ std::unique_ptr<ProfileLayout> RandomLayout(const CodecCase& test, std::mt19937_
   profile.basis = test.basis;
   profile.segment_tokens = test.segment_tokens;
   profile.heads.resize(static_cast<size_t>(test.kv_heads) * 2);
-  for (HeadProfile& head : profile.heads) {
+  for (size_t i = 0; i < profile.heads.size(); ++i) {
+    HeadProfile& head = profile.heads[i];
+    if (test.rotated(kParts[i % 2])) head.rotation = RandomRotation(random, test.head_dim);
     for (int m : test.coefficients) head.bands.push_back({m, 8, {}});
+    for (int m : test.wide_coefficients) head.bands.push_back({m, 16, {}});
     for (int bits : test.resident_bits) head.bands.push_back({0, bits, {}});
     std::vector<uint16_t> order(test.head_dim);
     std::iota(order.begin(), order.end(), 0);

@@ -25,7 +25,11 @@ struct CodecCase {
   std::vector<int> coefficients = {8};   // M of each spectral band; empty: all resident
   std::vector<int> resident_bits = {4};  // of each resident band; empty: all spectral
   KvDtype dtype = KvDtype::kBf16;
+  std::vector<int> wide_coefficients = {};  // M of each spectral band in bf16
+  bool rotate_k = false;                    // every head by a matrix of its own
+  bool rotate_v = false;
 
+  bool rotated(Part part) const { return part == Part::kK ? rotate_k : rotate_v; }
   std::string Name() const;
 };
 

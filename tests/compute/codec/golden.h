@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -15,6 +16,8 @@ namespace fourierkv {
 inline constexpr char kGoldenProfileFile[] = "profile.json";
 inline constexpr char kGoldenPayloadFile[] = "k.payload";
 inline constexpr char kGoldenBlobFile[] = "k.blob";
+inline constexpr char kRotatedProfileFile[] = "rotated.json";
+inline constexpr char kRotatedPayloadFile[] = "rotated.payload";
 
 // K has one band of every kind; V is plain int8.
 inline CodecProfile GoldenProfile() {
@@ -28,6 +31,21 @@ inline CodecProfile GoldenProfile() {
                             {0, 8, {6, 13, 14}},
                             {0, 16, {7, 15}}};
   profile.heads[1].bands = {{0, 8, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}}};
+  return profile;
+}
+
+// The same input, rotated by a Hadamard matrix, in the forms that the first example has not.
+inline CodecProfile RotatedGoldenProfile() {
+  CodecProfile profile = GoldenProfile();
+  profile.name = "rotated";
+  profile.evidence = {{"made_by", "hand"}};
+  profile.heads[0].bands = {
+      {2, 16, {0, 1, 2, 3, 4, 5}}, {0, 2, {6, 7, 8, 9, 10}}, {0, 3, {11, 12, 13, 14, 15}}};
+  for (unsigned d = 0; d < 16; ++d) {
+    for (unsigned j = 0; j < 16; ++j) {
+      profile.heads[0].rotation.push_back(std::popcount(d & j) % 2 == 0 ? 8192 : -8192);
+    }
+  }
   return profile;
 }
 

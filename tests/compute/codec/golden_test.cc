@@ -101,5 +101,24 @@ TEST_F(Golden, WorkedExampleDecodesAsDocumented) {
   EXPECT_EQ(blob_.substr(88, 8), "\x25\xb1\x0c\x28\xb3\xe6\x25\x45");
 }
 
+TEST(RotatedGolden, ProfileIsReadAndWrittenAgain) {
+  const std::string text = ReadGolden(kRotatedProfileFile);
+  EXPECT_EQ(CodecProfile::FromJson(text).value(), RotatedGoldenProfile());
+  EXPECT_EQ(RotatedGoldenProfile().ToPrettyJson(), text);
+}
+
+TEST(RotatedGolden, PayloadIsEncodedByteForByteAndDecodesToTheInput) {
+  const ProfileLayout layout(RotatedGoldenProfile());
+  const PartLayout& part = layout.part(0, Part::kK);
+  const std::string golden = ReadGolden(kRotatedPayloadFile);
+  std::vector<std::byte> payload(part.payload_bytes);
+  const double error = reference::EncodePart(part, KvDtype::kBf16, GoldenDense(), payload);
+  ASSERT_EQ(payload.size(), golden.size());
+  for (size_t i = 0; i < payload.size(); ++i) {
+    ASSERT_EQ(payload[i], AsBytes(golden)[i]) << "byte " << i;
+  }
+  EXPECT_LT(error, 0.6);
+}
+
 }  // namespace
 }  // namespace fourierkv

@@ -69,6 +69,21 @@ TEST_F(PayloadCheck, RefusesValuesThatAreNotFinite) {
   }
 }
 
+TEST(PayloadCheckBf16, RefusesCoefficientsThatAreNotFinite) {
+  CodecProfile profile = GoldenProfile();
+  profile.heads[0].bands[0].bits = 16;
+  const ProfileLayout layout(profile);
+  const PartLayout& part = layout.part(0, Part::kK);
+  std::vector<std::byte> payload(part.payload_bytes);
+  ASSERT_TRUE(CheckPayload(part, payload).ok());
+  const int64_t at = part.heads[0].bands[0].data_offset + 2 * (6 + 4);  // m = 1 of channel 9
+  payload[at + 1] = std::byte{0x7f};
+  payload[at] = std::byte{0x80};
+  const absl::Status status = CheckPayload(part, payload);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("head 0, band 0, channel 9: a value is"));
+}
+
 TEST_F(PayloadCheck, RefusesTheCoefficientThatHasNoNegative) {
   payload_[part_.heads[0].bands[0].data_offset + 6 + 1] = std::byte{0x80};
   ExpectRefused("head 0, band 0, channel 1: a coefficient is -128");

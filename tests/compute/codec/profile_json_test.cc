@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_replace.h"
 #include "compute/codec/profile.h"
+#include "compute/codec/rotation.h"
 #include "tests/compute/codec/random_codec_input.h"
 
 namespace fourierkv {
@@ -46,6 +47,85 @@ TEST(ProfileJson, IdIsTheHashOfTheCanonicalForm) {
   CodecProfile other = Small();
   other.segment_tokens = 512;
   EXPECT_NE(other.Id(), Small().Id());
+}
+
+// The identity of 8 channels as the JSON form has it.
+std::string Identity8() {
+  std::vector<int16_t> identity(64);
+  for (int d = 0; d < 8; ++d) identity[9 * d] = 32767;
+  return RotationToBase64(identity);
+}
+
+// kText with K's head rotated by `rotation` and evidence.
+std::string RotatedText(const std::string& rotation) {
+  return absl::StrReplaceAll(
+      kText, {{"\"k\":[[", "\"k\":[{\"bands\":["},
+              {"[1,3,4,5,6,7]}]]", "[1,3,4,5,6,7]}],\"rotation\":\"" + rotation + "\"}]"},
+              {"\"format\"", R"("evidence":{"a":"","b c":"x"},"format")"}});
+}
+
+TEST(ProfileJson, RotatedHeadsAreObjectsAndEvidenceIsPartOfTheText) {
+  CodecProfile profile = Small();
+  profile.heads[0].rotation.resize(64);
+  for (int d = 0; d < 8; ++d) profile.heads[0].rotation[9 * d] = 32767;
+  profile.evidence = {{"b c", "x"}, {"a", ""}};
+  const std::string text = RotatedText(Identity8());
+  EXPECT_EQ(profile.ToJson(), text);
+  const absl::StatusOr<CodecProfile> read = CodecProfile::FromJson(text);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(*read, profile);
+  EXPECT_NE(profile.Id(), Small().Id());
+}
+
+TEST(ProfileJson, AnObjectWithoutRotationIsAnOrdinaryHead) {
+  std::string text = RotatedText("");
+  text = absl::StrReplaceAll(
+      text, {{",\"rotation\":\"\"", ""}, {R"("evidence":{"a":"","b c":"x"})", "\"evidence\":{}"}});
+  const absl::StatusOr<CodecProfile> read = CodecProfile::FromJson(text);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->ToJson(), kText);
+}
+
+TEST(ProfileJson, WrongRotationsAreRefusedNamingThePlace) {
+  std::string skewed = Identity8();
+  skewed[4] = '/';  // an entry far from 0
+  const std::pair<std::string, const char*> wrong[] = {
+      {"", "layers[0].k[0].rotation: is empty; leave it out"},
+      {"AAA", "layers[0].k[0].rotation: base64 of 3 characters"},
+      {"AA!=", "layers[0].k[0].rotation: character 2 is not base64"},
+      {"AAAA", "layers[0].k[0].rotation: base64 ends within a 16-bit value"},
+      {"AAB=", "layers[0].k[0].rotation: base64 ends with bits that belong to no byte"},
+      {"AAA=", "layers[0].k[0].rotation has 1 entries; it must have head_dim^2 = 64"},
+      {skewed, "layers[0].k[0].rotation is not orthogonal: columns"},
+      {std::string(700000, 'A'), "layers[0].k[0].rotation: a string has more than 699052"},
+  };
+  for (const auto& [rotation, message] : wrong) {
+    const absl::Status status = CodecProfile::FromJson(RotatedText(rotation)).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(message));
+  }
+}
+
+TEST(ProfileJson, WrongEvidenceIsRefused) {
+  std::string many = "\"k0\":\"\"";
+  for (int i = 1; i < 33; ++i) many += ",\"k" + std::to_string(i) + "\":\"\"";
+  const std::pair<std::string, const char*> wrong[] = {
+      {many, "evidence.k32: is one more than the 32 entries allowed"},
+      {"\"a\":\"\",\"a\":\"\"", "evidence: key 'a' occurs twice"},
+      {"\"a\":1", "evidence.a: expected a string"},
+      {"\"a\":{}", "evidence.a: expected a string"},
+      {"\"\":\"\"", "evidence: a key is empty"},
+      {"\"" + std::string(65, 'k') + "\":\"\"", "evidence: a string has more than 64"},
+      {"\"a\":\"" + std::string(257, 'v') + "\"", "evidence.a: a string has more than 256"},
+      {"\"a\":\"\x01\"", "evidence.a: a string holds a character that is not printable"},
+  };
+  for (const auto& [evidence, message] : wrong) {
+    const std::string text =
+        absl::StrReplaceAll(kText, {{"\"format\"", "\"evidence\":{" + evidence + "},\"format\""}});
+    const absl::Status status = CodecProfile::FromJson(text).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(message));
+  }
 }
 
 TEST(ProfileJson, PrettyFormPutsEachHeadOnALine) {

@@ -84,6 +84,49 @@ TEST(ReferenceResident, Int4TokensStandInInterleavedNibblesOfWords) {
   }
 }
 
+// The word that holds token t of channel d in a plane of `width` bits per token, at that token.
+uint32_t PlaneBits(const OneBand& c, int64_t offset, int width, int d, int t) {
+  const int words = c.profile.segment_tokens * width / 32;
+  const int64_t at = offset + 4 * (d * words + t % words);
+  uint32_t word = 0;
+  for (int i = 0; i < 4; ++i) word |= std::to_integer<uint32_t>(c.payload[at + i]) << (8 * i);
+  return word >> (width * (t / words)) & ((1u << width) - 1);
+}
+
+TEST(ReferenceResident, NarrowTokensStandInPlanesOfInterleavedBits) {
+  for (const int tokens : {128, 256, 512, 1024}) {
+    OneBand two(0, 2, tokens);
+    two.RoundTrip([](int t, int d) { return static_cast<float>((t / 8 + t + d) % 4); });
+    OneBand three(0, 3, tokens);
+    three.RoundTrip([](int t, int d) { return static_cast<float>((t / 8 + t + d) % 8); });
+    EXPECT_EQ(two.Bf16At(two.band().scale_offset), 1);
+    EXPECT_EQ(three.Bf16At(three.band().scale_offset), 1);
+    for (int d = 0; d < 8; ++d) {
+      for (int t = 0; t < tokens; ++t) {
+        const uint32_t code = t / 8 + t + d;
+        ASSERT_EQ(PlaneBits(two, two.band().data_offset, 2, d, t), code % 4);
+        ASSERT_EQ(PlaneBits(three, three.band().data_offset, 2, d, t), code % 4);
+        ASSERT_EQ(PlaneBits(three, three.band().high_offset, 1, d, t), code / 4 % 2);
+      }
+    }
+    EXPECT_EQ(two.decoded[8 * 3], 3) << "token 3 of channel 0";
+    EXPECT_EQ(three.decoded[8 * 6], 6) << "token 6 of channel 0";
+  }
+}
+
+TEST(ReferenceResident, NarrowGridsClipOutliersForAFinerStep) {
+  std::mt19937_64 rng(std::random_device{}());
+  std::normal_distribution<float> normal;
+  for (const int bits : {2, 3}) {
+    OneBand c(0, bits, 256);
+    // The error of a normal distribution on the grid over its whole range would be more than these.
+    EXPECT_LT(c.RoundTrip([&](int, int) { return normal(rng); }), bits == 2 ? 0.4 : 0.225);
+    EXPECT_GT(c.RoundTrip([&](int, int) { return normal(rng); }), bits == 2 ? 0.3 : 0.15);
+    // One outlier among zeros is worth the range.
+    EXPECT_LT(c.RoundTrip([](int t, int) { return t == 9 ? 100.0f : 0.0f; }), 0.01);
+  }
+}
+
 TEST(ReferenceResident, Int8TokensStandInOrder) {
   OneBand c(0, 8, 256);
   EXPECT_EQ(c.RoundTrip([](int t, int) { return static_cast<float>(t - 128); }), 0);
@@ -93,7 +136,7 @@ TEST(ReferenceResident, Int8TokensStandInOrder) {
 }
 
 TEST(ReferenceResident, ConstantChannelsHaveScaleZeroAndAreExact) {
-  for (const int bits : {4, 8}) {
+  for (const int bits : {2, 3, 4, 8}) {
     OneBand c(0, bits, 128);
     EXPECT_EQ(c.RoundTrip([](int, int d) { return d - 3.5f; }), 0);
     EXPECT_EQ(c.Bf16At(c.band().scale_offset), 0);
@@ -130,6 +173,45 @@ TEST(ReferenceSpectral, ASignalInTheSpanOfTheBasisLosesOnlyItsQuantisation) {
     });
     EXPECT_LT(error, 0.01);
   }
+}
+
+TEST(ReferenceSpectral, Bf16CoefficientsAreProjectionsRoundedOnce) {
+  OneBand c(3, 16, 128);
+  c.RoundTrip([](int t, int d) { return std::sin(0.02f * t + d); });
+  for (int m = 0; m < 3; ++m) {
+    for (int d = 0; d < 8; ++d) {
+      double projection = 0;
+      for (int t = 0; t < 128; ++t) {
+        projection += BasisValue(BasisKind::kDct2, 128, m, t) * Bf16ToFloat(c.dense[8 * t + d]);
+      }
+      ASSERT_EQ(c.Bf16At(c.band().data_offset + 2 * (m * 8 + d)),
+                Bf16ToFloat(FloatToBf16(static_cast<float>(projection))));
+    }
+  }
+}
+
+TEST(ReferenceRotation, CompressesTheTurnedChannelsAndTurnsThemBack) {
+  // Channels that are all multiples of one signal: after the right rotation one channel has it all.
+  OneBand c(0, 16, 128);
+  std::vector<double> u(64);
+  for (int d = 0; d < 8; ++d) {  // a reflection that takes (1, ..., 1) / sqrt(8) to the first axis
+    for (int j = 0; j < 8; ++j) {
+      const double a = 1 / std::sqrt(8.0) - (d == 0);
+      const double b = 1 / std::sqrt(8.0) - (j == 0);
+      u[d * 8 + j] = (d == j) - a * b / (1 - 1 / std::sqrt(8.0));
+    }
+  }
+  HeadProfile head;
+  head.bands = {{0, 16, {0}}, {0, 2, {1, 2, 3, 4, 5, 6, 7}}};
+  head.rotation = QuantizeRotation(u);
+  c.profile.heads.assign(2, head);
+  ASSERT_TRUE(c.profile.Validate().ok());
+  c.layout = std::make_unique<ProfileLayout>(c.profile);
+  c.payload.resize(c.part().payload_bytes);
+  const double error = c.RoundTrip([](int t, int) { return std::sin(0.3f * t); });
+  EXPECT_LT(error, 0.003);  // bf16's
+  EXPECT_NEAR(c.Bf16At(c.band().data_offset + 2 * 5), std::sqrt(8.0) * std::sin(1.5), 0.01);
+  EXPECT_NEAR(c.decoded[8 * 5 + 3], std::sin(1.5), 0.01);
 }
 
 TEST(ReferenceSpectral, MeanKeepsTheMeanOnly) {

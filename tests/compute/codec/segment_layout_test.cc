@@ -56,6 +56,46 @@ TEST(SegmentLayout, PlacesBandsAtMultiplesOf16WithPadding) {
   EXPECT_DOUBLE_EQ(layout.BitsPerElement(), 8.0 * 2592 / (2 * 128 * 16));
 }
 
+TEST(SegmentLayout, NarrowAndWideBandsStandAsDocumented) {
+  CodecProfile profile;
+  profile.name = "others";
+  profile.geometry = {.layers = 1, .kv_heads = 1, .head_dim = 16};
+  profile.segment_tokens = 128;
+  profile.heads.resize(2);
+  for (HeadProfile& head : profile.heads) {
+    head.bands = {
+        {3, 16, {0, 1, 2, 3, 4, 5}}, {0, 2, {6, 7, 8, 9, 10}}, {0, 3, {11, 12, 13, 14, 15}}};
+  }
+  ASSERT_TRUE(profile.Validate().ok());
+  const ProfileLayout layout(profile);
+  const HeadLayout& head = layout.part(0, Part::kK).heads[0];
+  EXPECT_EQ(head.rotation, nullptr);
+  EXPECT_EQ(head.bands[0].data_offset, 0);    // 3 x 6 bf16, 12 of padding
+  EXPECT_EQ(head.bands[1].scale_offset, 48);  // 5 scales, 5 offsets, 5 x 8 words, 12 of padding
+  EXPECT_EQ(head.bands[1].zero_offset, 58);
+  EXPECT_EQ(head.bands[1].data_offset, 68);
+  EXPECT_EQ(head.bands[2].scale_offset, 240);  // as before, then 5 x 4 words, 12 of padding
+  EXPECT_EQ(head.bands[2].zero_offset, 250);
+  EXPECT_EQ(head.bands[2].data_offset, 260);
+  EXPECT_EQ(head.bands[2].high_offset, 260 + 5 * 8 * 4);
+  EXPECT_EQ(head.bytes, 512);
+}
+
+TEST(SegmentLayout, RotationsAreGivenAsFloatsToTheHeadsThatHaveThem) {
+  std::mt19937_64 rng(std::random_device{}());
+  CodecProfile profile = UniformProfile({.layers = 1, .kv_heads = 3, .head_dim = 16}, 0, 0, 1, 4);
+  HeadProfile& rotated = profile.head(0, 1, Part::kV);
+  rotated.rotation = RandomRotation(rng, 16);
+  const ProfileLayout layout(profile);
+  const PartLayout& v = layout.part(0, Part::kV);
+  EXPECT_EQ(v.heads[0].rotation, nullptr);
+  EXPECT_EQ(v.heads[2].rotation, nullptr);
+  EXPECT_EQ(layout.part(0, Part::kK).heads[1].rotation, nullptr);
+  for (size_t i = 0; i < 256; ++i) {
+    ASSERT_EQ(v.heads[1].rotation[i], static_cast<float>(rotated.rotation[i]) / 32767.0f);
+  }
+}
+
 TEST(SegmentLayout, DefaultProfileCompresses3Point9Times) {
   const ProfileLayout layout(DefaultProfile({.layers = 32, .kv_heads = 8, .head_dim = 128}));
   EXPECT_DOUBLE_EQ(layout.BitsPerElement(), 4 + 32.0 / 256);  // scale and offset of each channel
@@ -70,7 +110,9 @@ TEST(SegmentLayout, Int4ResidentWithSpectralKeysCompressesNearlyTenTimes) {
 
 // Bytes of a band without padding.
 int64_t BandBytes(const BandLayout& band, int segment_tokens) {
-  if (band.spectral()) return band.size * (2 + band.coefficients);
+  if (band.spectral()) {
+    return band.size * (band.bits == 16 ? 2 * band.coefficients : 2 + band.coefficients);
+  }
   return band.size * ((band.bits < 16 ? 4 : 0) + segment_tokens * band.bits / 8);
 }
 
@@ -98,8 +140,7 @@ TEST(SegmentLayout, RandomBandsFollowEachOtherAndHoldEveryChannelOnce) {
           for (size_t b = 0; b < head.bands.size(); ++b) {
             const BandLayout& band = head.bands[b];
             const Band& from = wanted.bands[b];
-            ASSERT_EQ(band.spectral() || band.bits < 16 ? band.scale_offset : band.data_offset,
-                      offset);
+            ASSERT_EQ(band.bits < 16 ? band.scale_offset : band.data_offset, offset);
             ASSERT_EQ(band.bits, from.bits);
             ASSERT_EQ(band.coefficients, from.coefficients);
             ASSERT_EQ(std::vector<uint16_t>(band.channels, band.channels + band.size),

@@ -40,9 +40,20 @@ int main(int argc, char** argv) {
   fourierkv::SealBlob(fourierkv::GoldenHeader(payload.size(), error), blob);
 
   const std::string text = profile.ToPrettyJson();
+  const fourierkv::CodecProfile rotated = fourierkv::RotatedGoldenProfile();
+  const fourierkv::ProfileLayout rotated_layout(rotated);
+  const fourierkv::PartLayout& rotated_k = rotated_layout.part(0, fourierkv::Part::kK);
+  std::vector<std::byte> rotated_payload(rotated_k.payload_bytes);
+  fourierkv::reference::EncodePart(rotated_k, fourierkv::KvDtype::kBf16, fourierkv::GoldenDense(),
+                                   rotated_payload);
+  const std::string rotated_text = rotated.ToPrettyJson();
+
   const bool written =
       Write(folder + fourierkv::kGoldenProfileFile, text.data(), text.size()) &&
       Write(folder + fourierkv::kGoldenPayloadFile, payload.data(), payload.size()) &&
-      Write(folder + fourierkv::kGoldenBlobFile, blob.data(), blob.size());
+      Write(folder + fourierkv::kGoldenBlobFile, blob.data(), blob.size()) &&
+      Write(folder + fourierkv::kRotatedProfileFile, rotated_text.data(), rotated_text.size()) &&
+      Write(folder + fourierkv::kRotatedPayloadFile, rotated_payload.data(),
+            rotated_payload.size());
   return written ? 0 : 1;
 }
