@@ -24,6 +24,13 @@ absl::Status CheckField(const char* field, const T& actual, const T& expected) {
       absl::StrCat("blob header: ", field, " is ", actual, "; it must be ", expected));
 }
 
+int64_t MaxPayloadBytes(const StoredSegment& segment, SegmentForm form, int layer, Part part) {
+  if (form == SegmentForm::kCompact)
+    return segment.context->layout->part(layer, part).payload_bytes;
+  const int64_t dense = segment.context->ns.geometry.PartBytes(segment.tokens);
+  return HasFixedSize(form) ? dense : dense + static_cast<int64_t>(kLosslessOverheadBytes);
+}
+
 }  // namespace
 
 BlobHeader ExpectedHeader(const StoredSegment& segment, SegmentForm form, int layer, Part part,
@@ -38,11 +45,9 @@ BlobHeader ExpectedHeader(const StoredSegment& segment, SegmentForm form, int la
   header.kv_heads = static_cast<uint16_t>(ns.geometry.kv_heads);
   header.head_dim = static_cast<uint16_t>(ns.geometry.head_dim);
   header.relative_error = relative_error;
-  header.payload_bytes = static_cast<uint64_t>(
-      form == SegmentForm::kCompact ? segment.context->layout->part(layer, part).payload_bytes
-                                    : ns.geometry.PartBytes(segment.tokens));
+  header.payload_bytes = static_cast<uint64_t>(MaxPayloadBytes(segment, form, layer, part));
   header.block_key = segment.key;
-  if (form != SegmentForm::kExact && ns.profile_id.has_value()) {
+  if (!IsExactData(form) && ns.profile_id.has_value()) {
     std::copy_n(ns.profile_id->bytes.begin(), header.profile_prefix.size(),
                 header.profile_prefix.begin());
   }
@@ -73,9 +78,16 @@ absl::Status CheckHeader(const BlobHeader& header, const BlobHeader& expected) {
         CheckField("tokens", header.tokens, expected.tokens),
         CheckField("kv_heads", header.kv_heads, expected.kv_heads),
         CheckField("head_dim", header.head_dim, expected.head_dim),
-        CheckField("payload_bytes", header.payload_bytes, expected.payload_bytes),
         CheckField("first_token", header.first_token, expected.first_token)}) {
     if (!s.ok()) return s;
+  }
+  if (HasFixedSize(header.form)) {
+    return CheckField("payload_bytes", header.payload_bytes, expected.payload_bytes);
+  }
+  if (header.payload_bytes > expected.payload_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("blob header: payload_bytes is ",
+                                                   header.payload_bytes, "; it must be at most ",
+                                                   expected.payload_bytes));
   }
   return absl::OkStatus();
 }

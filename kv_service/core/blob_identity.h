@@ -15,12 +15,12 @@
 namespace fourierkv {
 
 // The header of one blob of `segment`, whose forms do not matter. COMPACT requires a profile and a
-// full segment.
+// full segment. For forms without a fixed size payload_bytes is the most there can be.
 BlobHeader ExpectedHeader(const StoredSegment& segment, SegmentForm form, int layer, Part part,
                           float relative_error);
 
 // InvalidArgument naming the first field in which `header` is not what it should be; relative_error
-// apart.
+// apart, and a payload may be smaller than expected if its form has no fixed size.
 absl::Status CheckHeader(const BlobHeader& header, const BlobHeader& expected);
 
 // Values larger than this are refused: codecs could not hold them, and no model makes them.

@@ -8,6 +8,7 @@
 
 #include "compute/backend/compute_backend.h"
 #include "kv_service/core/blob_identity.h"
+#include "kv_service/core/lossless_blob.h"
 
 namespace fourierkv {
 namespace {
@@ -23,11 +24,17 @@ int64_t HeadStride(const MakeJob& job) {
   return int64_t{job.segment->tokens} * job.segment->context->ns.geometry.head_dim;
 }
 
-int64_t DenseBytes(std::span<MakeJob* const> jobs) {
-  int64_t bytes = 0;
-  for (const MakeJob* job : jobs) {
-    bytes += job->segment->context->ns.geometry.PartBytes(job->segment->tokens);
-  }
+// A job under way.
+struct Work {
+  MakeJob* job = nullptr;
+  std::shared_ptr<BlobBuffer> made;     // not sealed yet; null for forms without a fixed size
+  std::shared_ptr<BlobBuffer> scratch;  // exact values that only lead to another form
+  const uint16_t* values = nullptr;     // of the source, if that is exact data
+};
+
+uint64_t DenseBytes(const std::vector<Work*>& work) {
+  uint64_t bytes = 0;
+  for (const Work* w : work) bytes += PartValues(*w->job->segment) * kKvDtypeBytes;
   return bytes;
 }
 
@@ -37,66 +44,118 @@ uint64_t NanosecondsSince(Clock::time_point begin) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begin).count();
 }
 
+// Finds or unpacks the exact values of a job whose source has them.
+absl::Status ReadValues(Work& work, MemoryBudget& budget, StoreMetrics& metrics) {
+  MakeJob& job = *work.job;
+  if (job.from == SegmentForm::kExact) {
+    work.values = reinterpret_cast<const uint16_t*>(Payload(*job.source.blob));
+    return absl::OkStatus();
+  }
+  const size_t count = PartValues(*job.segment);
+  uint16_t* to;
+  if (job.to == SegmentForm::kCompact) {
+    auto scratch = BlobBuffer::Allocate(budget, static_cast<int64_t>(count * kKvDtypeBytes));
+    if (!scratch.ok()) return scratch.status();
+    work.scratch = std::move(*scratch);
+    to = reinterpret_cast<uint16_t*>(work.scratch->bytes().data());
+  } else {
+    to = reinterpret_cast<uint16_t*>(Payload(*work.made));
+  }
+  work.values = to;
+  absl::Status status = ReadLosslessBlob(*job.source.blob, {to, count}, metrics);
+  if (absl::IsDataLoss(status)) {
+    job.damage = std::move(status);
+    return absl::OkStatus();
+  }
+  return status;
+}
+
+absl::Status Encode(KvDtype dtype, const std::vector<Work*>& work, ComputeBackend& backend,
+                    StoreMetrics& metrics) {
+  std::vector<EncodeJob> jobs;
+  for (const Work* w : work) {
+    jobs.push_back({.layout = &LayoutOf(*w->job),
+                    .dense = w->values,
+                    .head_stride = HeadStride(*w->job),
+                    .payload = Payload(*w->made)});
+  }
+  const Clock::time_point begin = Clock::now();
+  if (auto s = backend.Encode(dtype, jobs); !s.ok()) return s;
+  StoreMetrics::Add(metrics.encode_nanoseconds, NanosecondsSince(begin));
+  StoreMetrics::Add(metrics.encoded_dense_bytes, DenseBytes(work));
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    work[i]->job->result.relative_error = jobs[i].relative_error;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Decode(KvDtype dtype, const std::vector<Work*>& work, ComputeBackend& backend,
+                    StoreMetrics& metrics) {
+  std::vector<DecodeJob> jobs;
+  for (const Work* w : work) {
+    jobs.push_back({.layout = &LayoutOf(*w->job),
+                    .payload = Payload(*w->job->source.blob),
+                    .dense = reinterpret_cast<uint16_t*>(Payload(*w->made)),
+                    .head_stride = HeadStride(*w->job)});
+  }
+  const Clock::time_point begin = Clock::now();
+  if (auto s = backend.Decode(dtype, jobs); !s.ok()) return s;
+  StoreMetrics::Add(metrics.decode_nanoseconds, NanosecondsSince(begin));
+  StoreMetrics::Add(metrics.decoded_dense_bytes, DenseBytes(work));
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryBudget& budget,
                        StoreMetrics& metrics) {
-  std::vector<std::shared_ptr<BlobBuffer>> blobs;
-  for (const MakeJob& job : jobs) {
-    const uint64_t payload =
-        ExpectedHeader(*job.segment, job.to, job.layer, job.part, 0).payload_bytes;
-    auto blob = BlobBuffer::Allocate(budget, static_cast<int64_t>(kBlobHeaderBytes + payload));
-    if (!blob.ok()) return blob.status();
-    blobs.push_back(std::move(*blob));
-  }
-  for (const KvDtype dtype : {KvDtype::kBf16, KvDtype::kFp16}) {
-    std::vector<EncodeJob> encode;
-    std::vector<DecodeJob> decode;
-    std::vector<MakeJob*> encoding;
-    std::vector<MakeJob*> decoding;
-    for (size_t i = 0; i < jobs.size(); ++i) {
-      MakeJob& job = jobs[i];
-      if (job.segment->context->ns.kv_dtype != dtype) continue;
-      const std::byte* const source = Payload(*job.source.blob);
-      std::byte* const made = Payload(*blobs[i]);
-      job.result.relative_error = job.source.relative_error;  // unless it is measured now
-      if (job.to == SegmentForm::kCompact) {
-        encoding.push_back(&job);
-        encode.push_back({.layout = &LayoutOf(job),
-                          .dense = reinterpret_cast<const uint16_t*>(source),
-                          .head_stride = HeadStride(job),
-                          .payload = made});
-      } else if (job.from == SegmentForm::kCompact) {
-        decoding.push_back(&job);
-        decode.push_back({.layout = &LayoutOf(job),
-                          .payload = source,
-                          .dense = reinterpret_cast<uint16_t*>(made),
-                          .head_stride = HeadStride(job)});
-      } else {
-        std::memcpy(made, source, blobs[i]->bytes().size() - kBlobHeaderBytes);
-      }
-    }
-    if (!encode.empty()) {
-      const Clock::time_point begin = Clock::now();
-      if (auto s = backend.Encode(dtype, encode); !s.ok()) return s;
-      StoreMetrics::Add(metrics.encode_nanoseconds, NanosecondsSince(begin));
-      StoreMetrics::Add(metrics.encoded_dense_bytes, DenseBytes(encoding));
-      for (size_t i = 0; i < encode.size(); ++i) {
-        encoding[i]->result.relative_error = encode[i].relative_error;
-      }
-    }
-    if (!decode.empty()) {
-      const Clock::time_point begin = Clock::now();
-      if (auto s = backend.Decode(dtype, decode); !s.ok()) return s;
-      StoreMetrics::Add(metrics.decode_nanoseconds, NanosecondsSince(begin));
-      StoreMetrics::Add(metrics.decoded_dense_bytes, DenseBytes(decoding));
-    }
-  }
+  std::vector<Work> all(jobs.size());
   for (size_t i = 0; i < jobs.size(); ++i) {
     MakeJob& job = jobs[i];
+    all[i].job = &job;
+    job.result.relative_error = job.source.relative_error;  // unless it is measured now
+    if (HasFixedSize(job.to)) {
+      const uint64_t payload =
+          ExpectedHeader(*job.segment, job.to, job.layer, job.part, 0).payload_bytes;
+      auto made = BlobBuffer::Allocate(budget, static_cast<int64_t>(kBlobHeaderBytes + payload));
+      if (!made.ok()) return made.status();
+      all[i].made = std::move(*made);
+    }
+    if (IsExactData(job.from)) {
+      if (auto s = ReadValues(all[i], budget, metrics); !s.ok()) return s;
+    }
+  }
+  for (const KvDtype dtype : {KvDtype::kBf16, KvDtype::kFp16}) {
+    std::vector<Work*> encode;
+    std::vector<Work*> decode;
+    for (Work& work : all) {
+      if (work.job->segment->context->ns.kv_dtype != dtype || !work.job->damage.ok()) continue;
+      if (work.job->to == SegmentForm::kCompact) encode.push_back(&work);
+      if (work.job->from == SegmentForm::kCompact) decode.push_back(&work);
+    }
+    if (!encode.empty()) {
+      if (auto s = Encode(dtype, encode, backend, metrics); !s.ok()) return s;
+    }
+    if (!decode.empty()) {
+      if (auto s = Decode(dtype, decode, backend, metrics); !s.ok()) return s;
+    }
+  }
+  for (Work& work : all) {
+    MakeJob& job = *work.job;
+    if (!job.damage.ok()) continue;
+    if (job.to == SegmentForm::kLossless) {
+      auto made = MakeLosslessBlob(*job.segment, job.layer, job.part,
+                                   {work.values, PartValues(*job.segment)}, budget, metrics);
+      if (!made.ok()) return made.status();
+      job.result = std::move(*made);
+      continue;
+    }
+    if (job.from == SegmentForm::kExact && job.to == SegmentForm::kDense) {
+      std::memcpy(Payload(*work.made), work.values, PartValues(*job.segment) * kKvDtypeBytes);
+    }
     SealBlob(ExpectedHeader(*job.segment, job.to, job.layer, job.part, job.result.relative_error),
-             blobs[i]->bytes());
-    job.result.blob = std::move(blobs[i]);
+             work.made->bytes());
+    job.result.blob = std::move(work.made);
   }
   return absl::OkStatus();
 }

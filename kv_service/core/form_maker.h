@@ -13,16 +13,17 @@ namespace fourierkv {
 
 class ComputeBackend;
 
-// One blob to be made: COMPACT from EXACT (encoded), DENSE from COMPACT (decoded) or DENSE from
-// EXACT (copied). The first two need a full segment with a profile.
+// One blob to be made, as form_planner.h allows: EXACT of LOSSLESS and the other way round, COMPACT
+// of either (encoded), DENSE of COMPACT (decoded) or of either (copied).
 struct MakeJob {
   const StoredSegment* segment = nullptr;
   int layer = 0;
   Part part = Part::kK;
   SegmentForm from = SegmentForm::kExact;
   SegmentForm to = SegmentForm::kCompact;
-  FormPart source{};  // verified
-  FormPart result{};  // sealed; charged to the budget given
+  FormPart source{};      // verified
+  FormPart result{};      // sealed; charged to the budget given
+  absl::Status damage{};  // DataLoss: the source was whole, but is no lossless form; no result
 };
 
 // All of `jobs` in as few calls of the backend as there are kinds and dtypes. ResourceExhausted if

@@ -30,6 +30,7 @@ class PartAssembly {
   // >= 0.
   absl::Status Write(int64_t offset, std::span<const std::byte> bytes);
 
+  int64_t size() const { return size_; }
   bool complete() const { return written_ == size_; }
   int64_t written() const { return written_; }
   const std::shared_ptr<BlobBuffer>& buffer() const { return buffer_; }

@@ -9,6 +9,7 @@
 #include "compute/backend/compute_backend.h"
 #include "compute/codec/payload_check.h"
 #include "kv_service/core/blob_identity.h"
+#include "kv_service/core/lossless_blob.h"
 
 namespace fourierkv {
 namespace {
@@ -22,11 +23,12 @@ const uint16_t* RawValues(const BlobBuffer& buffer) {
 
 }  // namespace
 
-PartCollector::PartCollector(std::shared_ptr<const NamespaceContext> context, PutPayload payload,
-                             const std::vector<PlannedSegment>& segments, MemoryBudget& budget,
-                             ComputeBackend& backend, StoreMetrics& metrics)
-    : context_(std::move(context)),
-      payload_(payload),
+PartCollector::PartCollector(const PutPlan& plan, const std::vector<PlannedSegment>& segments,
+                             MemoryBudget& budget, ComputeBackend& backend, StoreMetrics& metrics)
+    : context_(plan.context),
+      payload_(plan.payload),
+      exact_form_(plan.exact_form),
+      max_relative_error_(plan.max_relative_error),
       segments_(segments),
       budget_(budget),
       backend_(backend),
@@ -34,23 +36,49 @@ PartCollector::PartCollector(std::shared_ptr<const NamespaceContext> context, Pu
       layers_(context_->ns.geometry.layers) {}
 
 int64_t PartCollector::PartBytes(size_t slot, int layer, Part part) const {
-  return payload_ == PutPayload::kDense ? context_->ns.geometry.PartBytes(segments_[slot].tokens)
-                                        : static_cast<int64_t>(kBlobHeaderBytes) +
-                                              context_->layout->part(layer, part).payload_bytes;
+  if (payload_ == PutPayload::kDense) {
+    return context_->ns.geometry.PartBytes(segments_[slot].tokens);
+  }
+  const SegmentForm form =
+      payload_ == PutPayload::kCompact ? SegmentForm::kCompact : SegmentForm::kLossless;
+  return static_cast<int64_t>(kBlobHeaderBytes +
+                              ExpectedHeader(Identity(slot), form, layer, part, 0).payload_bytes);
 }
 
-absl::Status PartCollector::Add(size_t slot, int layer, Part part, int64_t offset,
-                                std::span<const std::byte> bytes, bool* fatal) {
+absl::Status PartCollector::CheckPartBytes(int64_t id, int64_t part_bytes) const {
+  const int64_t most = PartBytes(Slot(id), Layer(id), PartOf(id));
+  if (payload_ != PutPayload::kLossless) {
+    if (part_bytes == 0 || part_bytes == most) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("part_bytes is ", part_bytes, "; the part has ", most));
+  }
+  const auto least = static_cast<int64_t>(kBlobHeaderBytes + kLosslessOverheadBytes);
+  if (part_bytes < least || part_bytes > most) {
+    return absl::InvalidArgumentError(absl::StrCat("part_bytes is ", part_bytes,
+                                                   "; with payload_form LOSSLESS it must be from ",
+                                                   least, " to ", most));
+  }
+  const auto it = parts_.find(id);
+  if (it != parts_.end() && it->second.assembly.size() != part_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "part_bytes is ", part_bytes, "; an earlier chunk said ", it->second.assembly.size()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PartCollector::Add(size_t slot, int layer, Part part, int64_t part_bytes,
+                                int64_t offset, std::span<const std::byte> bytes, bool* fatal) {
   *fatal = false;
   const int64_t id = Id(slot, layer, part);
+  if (auto s = CheckPartBytes(id, part_bytes); !s.ok()) return Fault(id, s);
   auto it = parts_.find(id);
   if (it == parts_.end()) {
-    if (offset > PartBytes(slot, layer, part)) {  // not worth a reservation
-      return Fault(id,
-                   absl::OutOfRangeError(absl::StrCat("offset ", offset, " is beyond the part's ",
-                                                      PartBytes(slot, layer, part), " bytes")));
+    const int64_t size = part_bytes != 0 ? part_bytes : PartBytes(slot, layer, part);
+    if (offset > size) {  // not worth a reservation
+      return Fault(id, absl::OutOfRangeError(absl::StrCat(
+                           "offset ", offset, " is beyond the part's ", size, " bytes")));
     }
-    auto started = Start(id);
+    auto started = Start(id, size);
     if (!started.ok()) return Fault(id, started.status());
     if (auto s = started->assembly.Write(offset, bytes); !s.ok()) return Fault(id, s);
     it = parts_.emplace(id, std::move(*started)).first;
@@ -73,10 +101,11 @@ absl::Status PartCollector::CheckComplete() const {
         const int64_t id = Id(slot, layer, part);
         const auto it = parts_.find(id);
         if (it != parts_.end() && it->second.assembly.complete()) continue;
-        const int64_t received = it == parts_.end() ? 0 : it->second.assembly.written();
-        return Fault(id, absl::FailedPreconditionError(
-                             absl::StrCat("incomplete: ", received, " of ",
-                                          PartBytes(slot, layer, part), " bytes received")));
+        const bool begun = it != parts_.end();
+        return Fault(id, absl::FailedPreconditionError(absl::StrCat(
+                             "incomplete: ", begun ? it->second.assembly.written() : 0, " of ",
+                             begun ? it->second.assembly.size() : PartBytes(slot, layer, part),
+                             " bytes received")));
       }
     }
   }
@@ -90,7 +119,7 @@ absl::Status PartCollector::Flush() {
     PartState& state = parts_.at(id);
     const PartLayout& layout = context_->layout->part(Layer(id), PartOf(id));
     jobs.push_back({.layout = &layout,
-                    .dense = RawValues(*state.assembly.buffer()),
+                    .dense = RawValues(*state.raw),
                     .head_stride = int64_t{layout.segment_tokens} * layout.head_dim,
                     .payload = state.encoded->bytes().data() + kBlobHeaderBytes});
   }
@@ -117,10 +146,7 @@ absl::Status PartCollector::Flush() {
     state.compact =
         Seal(id, SegmentForm::kCompact, jobs[i].relative_error, std::move(state.encoded));
     totals_.max_relative_error = std::max(totals_.max_relative_error, jobs[i].relative_error);
-    std::shared_ptr<BlobBuffer> raw = state.assembly.TakeBuffer();
-    if (segments_[Slot(id)].keep_exact) {
-      state.exact = Seal(id, SegmentForm::kExact, 0, std::move(raw));
-    }
+    if (auto s = KeepExact(id, state); !s.ok()) return Fault(id, s);
   }
   waiting_.clear();
   waiting_bytes_ = 0;
@@ -139,11 +165,15 @@ StoredSegment PartCollector::Take(size_t slot) {
       if (state.compact.blob != nullptr) compact.push_back(std::move(state.compact));
     }
   }
-  if (!exact.empty()) {
-    segment.exact = std::make_shared<FormBlobs>(SegmentForm::kExact, std::move(exact));
-  }
+  FormPtr& encoded = segment.forms[SegmentForm::kCompact];
   if (!compact.empty()) {
-    segment.compact = std::make_shared<FormBlobs>(SegmentForm::kCompact, std::move(compact));
+    encoded = std::make_shared<FormBlobs>(SegmentForm::kCompact, std::move(compact));
+  }
+  const bool beyond_bound =
+      encoded != nullptr && encoded->max_relative_error() > max_relative_error_;
+  if (!exact.empty() && (segments_[slot].keep_exact || beyond_bound)) {
+    segment.forms[exact_form_] = std::make_shared<FormBlobs>(exact_form_, std::move(exact));
+    if (!segments_[slot].keep_exact) ++totals_.bounded_segments;
   }
   return segment;
 }
@@ -173,17 +203,19 @@ StoredSegment PartCollector::Identity(size_t slot) const {
   segment.index = planned.index;
   segment.tokens = planned.tokens;
   segment.tail = planned.tail;
+  segment.error_bound = max_relative_error_;
   return segment;
 }
 
-absl::StatusOr<PartCollector::PartState> PartCollector::Start(int64_t id) const {
+absl::StatusOr<PartCollector::PartState> PartCollector::Start(int64_t id,
+                                                              int64_t part_bytes) const {
   // Raw values stand where they will be sealed as an exact blob: no copy.
   const int64_t begin = payload_ == PutPayload::kDense ? static_cast<int64_t>(kBlobHeaderBytes) : 0;
-  auto buffer = BlobBuffer::Allocate(budget_, begin + PartBytes(Slot(id), Layer(id), PartOf(id)));
+  auto buffer = BlobBuffer::Allocate(budget_, begin + part_bytes);
   if (!buffer.ok()) return buffer.status();
   PartState state;
   state.assembly = PartAssembly(std::move(*buffer), begin);
-  if (payload_ == PutPayload::kDense && segments_[Slot(id)].keep_compact) {
+  if (payload_ != PutPayload::kCompact && segments_[Slot(id)].keep_compact) {
     const int64_t payload = context_->layout->part(Layer(id), PartOf(id)).payload_bytes;
     auto encoded = BlobBuffer::Allocate(budget_, static_cast<int64_t>(kBlobHeaderBytes) + payload);
     if (!encoded.ok()) return encoded.status();
@@ -194,43 +226,86 @@ absl::StatusOr<PartCollector::PartState> PartCollector::Start(int64_t id) const 
 
 absl::Status PartCollector::Finish(int64_t id, PartState& state) {
   if (payload_ == PutPayload::kCompact) return FinishCompact(id, state);
-  if (state.encoded == nullptr) return FinishExact(id, state);
+  if (payload_ == PutPayload::kLossless) {
+    if (auto s = Unpack(id, state); !s.ok()) return Fault(id, s);
+  } else {
+    state.raw = state.assembly.TakeBuffer();
+  }
+  if (state.encoded == nullptr) {  // the encoder, which checks too, will not see them
+    if (auto s = CheckValues(id, *state.raw); !s.ok()) return Fault(id, s);
+    const absl::Status kept = KeepExact(id, state);
+    return kept.ok() ? kept : Fault(id, kept);
+  }
   waiting_.push_back(id);
-  waiting_bytes_ += PartBytes(Slot(id), Layer(id), PartOf(id));
+  waiting_bytes_ += state.raw->size() - static_cast<int64_t>(kBlobHeaderBytes);
   return waiting_bytes_ >= kEncodeBatchBytes ? Flush() : absl::OkStatus();
 }
 
-absl::Status PartCollector::FinishExact(int64_t id, PartState& state) const {
-  const KvGeometry& geometry = context_->ns.geometry;
-  const int tokens = segments_[Slot(id)].tokens;
-  const size_t count = static_cast<size_t>(geometry.PartBytes(tokens)) / kKvDtypeBytes;
-  const auto bad =
-      FirstBadValue({RawValues(*state.assembly.buffer()), count}, context_->ns.kv_dtype);
-  if (bad.has_value()) {
-    const int64_t row = *bad / geometry.head_dim;
-    return Fault(id, absl::InvalidArgumentError(absl::StrCat(
-                         "head ", row / tokens, " token ", row % tokens, " channel ",
-                         *bad % geometry.head_dim, " is NaN, infinite or beyond +-1e30")));
-  }
-  state.exact = Seal(id, SegmentForm::kExact, 0, state.assembly.TakeBuffer());
-  return absl::OkStatus();
+absl::StatusOr<BlobHeader> PartCollector::OpenReceived(int64_t id, const PartState& state,
+                                                       SegmentForm form) const {
+  auto header = OpenBlob(state.assembly.buffer()->bytes());
+  if (!header.ok()) return header;
+  const BlobHeader expected =
+      ExpectedHeader(Identity(Slot(id)), form, Layer(id), PartOf(id), header->relative_error);
+  if (auto s = CheckHeader(*header, expected); !s.ok()) return s;
+  return header;
 }
 
 absl::Status PartCollector::FinishCompact(int64_t id, PartState& state) {
-  const std::span<const std::byte> blob = state.assembly.buffer()->bytes();
-  const auto header = OpenBlob(blob);
+  const auto header = OpenReceived(id, state, SegmentForm::kCompact);
   if (!header.ok()) return Fault(id, header.status());
-  const int layer = Layer(id);
-  const Part part = PartOf(id);
-  const StoredSegment segment = Identity(Slot(id));
-  const BlobHeader expected =
-      ExpectedHeader(segment, SegmentForm::kCompact, layer, part, header->relative_error);
-  if (auto s = CheckHeader(*header, expected); !s.ok()) return Fault(id, s);
-  if (auto s = CheckPayload(context_->layout->part(layer, part), BlobPayload(blob)); !s.ok()) {
+  const PartLayout& layout = context_->layout->part(Layer(id), PartOf(id));
+  if (auto s = CheckPayload(layout, BlobPayload(state.assembly.buffer()->bytes())); !s.ok()) {
     return Fault(id, s);
   }
   totals_.max_relative_error = std::max(totals_.max_relative_error, header->relative_error);
   state.compact = FormPart{state.assembly.TakeBuffer(), header->relative_error};
+  return absl::OkStatus();
+}
+
+absl::Status PartCollector::Unpack(int64_t id, PartState& state) const {
+  const auto header = OpenReceived(id, state, SegmentForm::kLossless);
+  if (!header.ok()) return header.status();
+  const size_t count = PartValues(Identity(Slot(id)));
+  auto raw =
+      BlobBuffer::Allocate(budget_, static_cast<int64_t>(kBlobHeaderBytes + count * kKvDtypeBytes));
+  if (!raw.ok()) return raw.status();
+  auto* const values = reinterpret_cast<uint16_t*>((*raw)->bytes().data() + kBlobHeaderBytes);
+  const std::shared_ptr<BlobBuffer> blob = state.assembly.TakeBuffer();
+  if (auto s = ReadLosslessBlob(*blob, {values, count}, metrics_); !s.ok()) return s;
+  state.raw = std::move(*raw);
+  if (exact_form_ == SegmentForm::kLossless && HoldsExact(Slot(id))) state.exact = {blob, 0};
+  return absl::OkStatus();
+}
+
+absl::Status PartCollector::CheckValues(int64_t id, const BlobBuffer& raw) const {
+  const int tokens = segments_[Slot(id)].tokens;
+  const auto bad =
+      FirstBadValue({RawValues(raw), PartValues(Identity(Slot(id)))}, context_->ns.kv_dtype);
+  if (!bad.has_value()) return absl::OkStatus();
+  const int head_dim = context_->ns.geometry.head_dim;
+  const int64_t row = *bad / head_dim;
+  return absl::InvalidArgumentError(absl::StrCat("head ", row / tokens, " token ", row % tokens,
+                                                 " channel ", *bad % head_dim,
+                                                 " is NaN, infinite or beyond +-1e30"));
+}
+
+bool PartCollector::HoldsExact(size_t slot) const {
+  return segments_[slot].keep_exact || max_relative_error_ != kNoErrorBound;
+}
+
+absl::Status PartCollector::KeepExact(int64_t id, PartState& state) const {
+  const std::shared_ptr<BlobBuffer> raw = std::move(state.raw);
+  if (!HoldsExact(Slot(id)) || state.exact.blob != nullptr) return absl::OkStatus();
+  if (exact_form_ == SegmentForm::kExact) {
+    state.exact = Seal(id, SegmentForm::kExact, 0, raw);
+    return absl::OkStatus();
+  }
+  const StoredSegment segment = Identity(Slot(id));
+  auto made = MakeLosslessBlob(segment, Layer(id), PartOf(id),
+                               {RawValues(*raw), PartValues(segment)}, budget_, metrics_);
+  if (!made.ok()) return made.status();
+  state.exact = std::move(*made);
   return absl::OkStatus();
 }
 

@@ -23,7 +23,9 @@ class ComputeBackend;
 
 // The payload of one put, by `slot`: the position of a segment in its plan. Memory for a part, raw
 // and encoded, is reserved when its first chunk comes. Complete parts wait until a batch is worth a
-// call of the encoder. Arguments slot, layer and part must be in range. Not thread safe.
+// call of the encoder. Whether a segment is within the plan's error bound is known with its last
+// part; with a bound, exact data is therefore held until Take. Arguments slot, layer and part must
+// be in range. Not thread safe.
 class PartCollector {
  public:
   struct Totals {
@@ -31,19 +33,19 @@ class PartCollector {
     int64_t encoded_dense_bytes = 0;
     double encode_seconds = 0;
     float max_relative_error = 0;
+    int64_t bounded_segments = 0;
   };
 
-  // The references must outlive it.
-  PartCollector(std::shared_ptr<const NamespaceContext> context, PutPayload payload,
-                const std::vector<PlannedSegment>& segments, MemoryBudget& budget,
-                ComputeBackend& backend, StoreMetrics& metrics);
+  // The references must outlive it, but for the plan.
+  PartCollector(const PutPlan& plan, const std::vector<PlannedSegment>& segments,
+                MemoryBudget& budget, ComputeBackend& backend, StoreMetrics& metrics);
 
-  // Bytes that are to come for a part.
+  // Bytes that are to come for a part, or the most of them if its form has no fixed size.
   int64_t PartBytes(size_t slot, int layer, Part part) const;
 
   // As PutSession::AddChunk; `checksum` was verified. `fatal` tells whether the parts are now
   // useless.
-  absl::Status Add(size_t slot, int layer, Part part, int64_t offset,
+  absl::Status Add(size_t slot, int layer, Part part, int64_t part_bytes, int64_t offset,
                    std::span<const std::byte> bytes, bool* fatal);
 
   // FailedPrecondition naming the first part that is not complete, of the segments that are needed.
@@ -62,9 +64,10 @@ class PartCollector {
 
  private:
   struct PartState {
-    PartAssembly assembly;                // of raw bytes, or of a whole compact blob
+    PartAssembly assembly;                // of raw bytes, or of a whole blob
+    std::shared_ptr<BlobBuffer> raw;      // complete exact values, behind room for a header
     std::shared_ptr<BlobBuffer> encoded;  // where the encoder writes; null if it has nothing to do
-    FormPart exact;
+    FormPart exact;                       // in the plan's exact_form
     FormPart compact;
   };
 
@@ -76,15 +79,25 @@ class PartCollector {
                      const absl::Status& status) const;  // with the part's name before it
 
   StoredSegment Identity(size_t slot) const;
-  absl::StatusOr<PartState> Start(int64_t id) const;
+  absl::Status CheckPartBytes(int64_t id, int64_t part_bytes) const;
+  absl::StatusOr<PartState> Start(int64_t id, int64_t part_bytes) const;
   absl::Status Finish(int64_t id, PartState& state);
-  absl::Status FinishExact(int64_t id, PartState& state) const;
   absl::Status FinishCompact(int64_t id, PartState& state);
+  // The blob that came, which must be the one that belongs here.
+  absl::StatusOr<BlobHeader> OpenReceived(int64_t id, const PartState& state,
+                                          SegmentForm form) const;
+  absl::Status Unpack(int64_t id, PartState& state) const;
+  absl::Status CheckValues(int64_t id, const BlobBuffer& raw) const;
+  // Whether exact data of a complete part is still of use.
+  bool HoldsExact(size_t slot) const;
+  absl::Status KeepExact(int64_t id, PartState& state) const;
   FormPart Seal(int64_t id, SegmentForm form, float relative_error,
                 std::shared_ptr<BlobBuffer> blob) const;
 
   const std::shared_ptr<const NamespaceContext> context_;
   const PutPayload payload_;
+  const SegmentForm exact_form_;
+  const float max_relative_error_;
   const std::vector<PlannedSegment>& segments_;
   MemoryBudget& budget_;
   ComputeBackend& backend_;

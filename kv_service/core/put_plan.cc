@@ -43,13 +43,28 @@ absl::Status CheckPutPlan(const PutPlan& plan) {
     return absl::InvalidArgumentError(
         absl::StrCat("put: keep_exact_from is ", plan.keep_exact_from, "; it must be at least 0"));
   }
+  if (!IsExactData(plan.exact_form)) {
+    return absl::InvalidArgumentError(absl::StrCat("put: exact_form is ", FormName(plan.exact_form),
+                                                   "; it must be EXACT or LOSSLESS"));
+  }
+  if (!(plan.max_relative_error >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("put: max_relative_error is ",
+                                                   plan.max_relative_error,
+                                                   "; it must be a number of at least 0"));
+  }
   switch (plan.payload) {
     case PutPayload::kDense:
+    case PutPayload::kLossless:
       return absl::OkStatus();
     case PutPayload::kCompact:
       break;
     default:
-      return absl::InvalidArgumentError("put: payload_form must be EXACT or COMPACT");
+      return absl::InvalidArgumentError("put: payload_form must be EXACT, LOSSLESS or COMPACT");
+  }
+  if (plan.max_relative_error != kNoErrorBound) {
+    return absl::InvalidArgumentError(
+        "put: max_relative_error needs exact data to fall back on, and payload_form is COMPACT: "
+        "leave it out, or put with payload_form EXACT or LOSSLESS");
   }
   if (plan.context->layout == nullptr) {
     return absl::InvalidArgumentError(
@@ -81,7 +96,7 @@ std::vector<PlannedSegment> PlanSegments(const PutPlan& plan) {
     segment.tokens = tokens;
     segment.tail = tail;
     segment.keep_compact = KeepsCompact(context, segment.index, tail);
-    segment.keep_exact = plan.payload == PutPayload::kDense &&
+    segment.keep_exact = plan.payload != PutPayload::kCompact &&
                          KeepsExact(context, segment.index, tail, plan.keep_exact_from);
     segments.push_back(segment);
   };

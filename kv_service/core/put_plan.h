@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "kv_service/core/block_key.h"
 #include "kv_service/core/cache_namespace.h"
+#include "kv_service/core/stored_segment.h"
 
 namespace fourierkv {
 
@@ -17,8 +18,9 @@ inline constexpr int64_t kMaxPutSegments = 4096;
 inline constexpr int64_t kMaxSegmentIndex = int64_t{1} << 20;
 
 enum class PutPayload : uint8_t {
-  kDense = 1,    // K and V as [kv_heads][tokens][head_dim] in the namespace's dtype
-  kCompact = 2,  // whole compact blobs, headers included
+  kDense = 1,     // K and V as [kv_heads][tokens][head_dim] in the namespace's dtype
+  kCompact = 2,   // whole compact blobs, headers included
+  kLossless = 3,  // whole lossless blobs of what kDense has
 };
 
 struct PutPlan {
@@ -28,9 +30,12 @@ struct PutPlan {
   // From the start of the first segment. Not a multiple of S: the rest is the sequence's tail.
   std::vector<uint32_t> token_ids;
   PutPayload payload = PutPayload::kDense;
-  // Full segments from this index on keep their exact form beside the compact one. Dense payload
-  // only.
+  // Full segments from this index on keep their exact data beside the compact form. Not with
+  // compact payload.
   int64_t keep_exact_from = 0;
+  SegmentForm exact_form = SegmentForm::kExact;  // or LOSSLESS: how exact data is kept
+  // Exact data of segments whose compact form has a larger error is kept too, wherever they are.
+  float max_relative_error = kNoErrorBound;
 };
 
 struct PlannedSegment {
@@ -40,7 +45,7 @@ struct PlannedSegment {
   int tokens = 0;
   bool tail = false;
   bool needed = false;      // its chunks must be sent
-  bool keep_exact = false;  // forms that this put leaves behind
+  bool keep_exact = false;  // forms that this put leaves behind, whatever the errors
   bool keep_compact = false;
 };
 
@@ -50,8 +55,9 @@ bool KeepsExact(const NamespaceContext& context, int64_t index, bool tail, int64
 bool KeepsCompact(const NamespaceContext& context, int64_t index, bool tail);
 
 // InvalidArgument naming the field, unless: context is set; 1 to kMaxPutSegments segments, none
-// beyond kMaxSegmentIndex; a parent iff the first segment is not segment 0; and for compact payload
-// a profile, no tail and no segment 0, which are exact only.
+// beyond kMaxSegmentIndex; a parent iff the first segment is not segment 0; exact_form EXACT or
+// LOSSLESS; max_relative_error a number >= 0; and for compact payload a profile, no such bound, no
+// tail and no segment 0, which are exact only.
 absl::Status CheckPutPlan(const PutPlan& plan);
 
 // The segments of a valid plan, with their keys; none needed yet.

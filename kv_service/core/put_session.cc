@@ -36,11 +36,13 @@ absl::Status CheckParent(const SegmentStore& store, const PutPlan& plan) {
   return absl::OkStatus();
 }
 
-// The exact form is as good as the compact one, which is made from it on demand.
-bool IsNeeded(const PlannedSegment& planned, const std::optional<StoredSegment>& stored) {
+// Exact data in either form is as good as the compact form, which is made from it on demand.
+bool IsNeeded(const PlannedSegment& planned, const std::optional<StoredSegment>& stored,
+              float error_bound) {
   if (!stored.has_value()) return true;
-  if (stored->exact != nullptr) return false;
-  return planned.keep_exact || stored->compact == nullptr;
+  if (stored->exact_data() != nullptr) return false;
+  const FormPtr& compact = stored->forms[SegmentForm::kCompact];
+  return planned.keep_exact || compact == nullptr || compact->max_relative_error() > error_bound;
 }
 
 }  // namespace
@@ -64,8 +66,9 @@ absl::StatusOr<std::unique_ptr<PutSession>> PutManager::Begin(PutPlan plan) {
   session->pin_ = store_->Pin(keys);
   if (auto s = CheckParent(*store_, plan); !s.ok()) return s;
   const auto stored = store_->Get(std::span(keys).last(segments.size()));
-  for (size_t i = 0; i < segments.size(); ++i)
-    segments[i].needed = IsNeeded(segments[i], stored[i]);
+  for (size_t i = 0; i < segments.size(); ++i) {
+    segments[i].needed = IsNeeded(segments[i], stored[i], plan.max_relative_error);
+  }
   session->Start(std::move(plan), std::move(segments), *backend_);
   return session;
 }
@@ -86,8 +89,8 @@ void PutSession::Start(PutPlan plan, std::vector<PlannedSegment> segments,
                        ComputeBackend& backend) {
   segments_ = std::move(segments);
   layers_ = plan.context->ns.geometry.layers;
-  collector_ = std::make_unique<PartCollector>(std::move(plan.context), plan.payload, segments_,
-                                               store_->budget(), backend, store_->metrics());
+  collector_ = std::make_unique<PartCollector>(plan, segments_, store_->budget(), backend,
+                                               store_->metrics());
   StoreMetrics::Add(store_->metrics().puts_begun, 1);
 }
 
@@ -103,7 +106,8 @@ int64_t PutSession::PartBytes(const PlannedSegment& segment, int layer, Part par
 }
 
 absl::Status PutSession::AddChunk(int64_t segment_index, int layer, Part part, int64_t offset,
-                                  std::span<const std::byte> bytes, uint64_t checksum) {
+                                  std::span<const std::byte> bytes, uint64_t checksum,
+                                  int64_t part_bytes) {
   if (!ended_.ok()) return ended_;
   const int64_t first = segments_.front().index;
   const int64_t last = segments_.back().index;
@@ -138,7 +142,7 @@ absl::Status PutSession::AddChunk(int64_t segment_index, int layer, Part part, i
                      " bytes that came; they were damaged on the way: send them again"));
   }
   bool fatal = false;
-  absl::Status status = collector_->Add(slot, layer, part, offset, bytes, &fatal);
+  absl::Status status = collector_->Add(slot, layer, part, part_bytes, offset, bytes, &fatal);
   return fatal ? End(std::move(status)) : status;
 }
 
@@ -151,8 +155,13 @@ absl::StatusOr<PutStats> PutSession::Commit() {
   batch.reserve(segments_.size());
   for (size_t slot = 0; slot < segments_.size(); ++slot) {
     batch.push_back(collector_->Take(slot));
-    stats.exact_bytes += batch.back().exact != nullptr ? batch.back().exact->bytes() : 0;
-    stats.compact_bytes += batch.back().compact != nullptr ? batch.back().compact->bytes() : 0;
+    const auto bytes = [&](SegmentForm form) {
+      const FormPtr& held = batch.back().forms[form];
+      return held != nullptr ? held->bytes() : 0;
+    };
+    stats.exact_bytes += bytes(SegmentForm::kExact);
+    stats.lossless_bytes += bytes(SegmentForm::kLossless);
+    stats.compact_bytes += bytes(SegmentForm::kCompact);
   }
   const auto result = store_->Commit(std::move(batch));
   if (!result.ok()) return End(result.status());
@@ -161,6 +170,7 @@ absl::StatusOr<PutStats> PutSession::Commit() {
   stats.bytes_received = collector_->totals().bytes_received;
   stats.encoded_dense_bytes = collector_->totals().encoded_dense_bytes;
   stats.encode_seconds = collector_->totals().encode_seconds;
+  stats.bounded_segments = collector_->totals().bounded_segments;
   stats.max_relative_error = collector_->totals().max_relative_error;
   committed_ = true;
   StoreMetrics::Add(store_->metrics().puts_committed, 1);

@@ -24,8 +24,10 @@ struct PutStats {
   int64_t segments_stored = 0;
   int64_t segments_deduplicated = 0;
   int64_t bytes_received = 0;  // chunk payload
-  int64_t exact_bytes = 0;     // of exact blobs handed to the store
-  int64_t compact_bytes = 0;   // of compact blobs handed to the store
+  int64_t exact_bytes = 0;     // of blobs handed to the store
+  int64_t lossless_bytes = 0;
+  int64_t compact_bytes = 0;
+  int64_t bounded_segments = 0;  // whose exact data is kept only for the plan's max_relative_error
   int64_t encoded_dense_bytes = 0;
   double encode_seconds = 0;
   float max_relative_error = 0;  // over the compact blobs of this put; 0 if none
@@ -34,7 +36,7 @@ struct PutStats {
 // One thread at a time. Holds the parent and the stored segments of its plan in the store until it
 // ends. Destroyed without Commit, it leaves nothing behind. After an error of AddChunk the session
 // goes on as if the call had not happened; except when a complete part was refused (values that are
-// not finite, a damaged or foreign compact blob): then every later call returns that error again.
+// not finite, a damaged or foreign blob): then every later call returns that error again.
 class PutSession {
  public:
   ~PutSession();
@@ -44,21 +46,25 @@ class PutSession {
   const std::vector<PlannedSegment>& segments() const { return segments_; }
   int64_t needed_segments() const;
 
-  // Bytes to send for one part of one segment of the plan. Requires indices in range.
+  // Bytes to send for one part of one segment of the plan; of lossless payload at most. Requires
+  // indices in range.
   int64_t PartBytes(const PlannedSegment& segment, int layer, Part part) const;
 
   // `segment_index` is absolute; `offset` counts from the part's start; `checksum` is XXH3-64 of
-  // `bytes`.
+  // `bytes`; `part_bytes` is the size of the part, which only lossless payload must tell (else 0
+  // will do).
   //   InvalidArgument    segment not of this plan or not needed; layer or part unknown; empty
   //   chunk;
-  //                      NaN, infinite or values beyond +-1e30; a compact blob of something else
+  //                      NaN, infinite or values beyond +-1e30; a blob of something else; a
+  //                      part_bytes that cannot be, or is not that of earlier chunks
   //   OutOfRange         bytes beyond the part's end
   //   AlreadyExists      bytes that were received before
-  //   DataLoss           wrong checksum, or a damaged compact blob
+  //   DataLoss           wrong checksum, or a damaged blob
   //   ResourceExhausted  no memory left in the budget, or too many gaps in one part
   //   FailedPrecondition after Commit
   absl::Status AddChunk(int64_t segment_index, int layer, Part part, int64_t offset,
-                        std::span<const std::byte> bytes, uint64_t checksum);
+                        std::span<const std::byte> bytes, uint64_t checksum,
+                        int64_t part_bytes = 0);
 
   // Publishes everything at once. FailedPrecondition naming the first incomplete part (chunks may
   // still be added then); other errors end the session.

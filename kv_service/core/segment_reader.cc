@@ -1,18 +1,20 @@
 #include "kv_service/core/segment_reader.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kv_service/core/blob_identity.h"
 #include "kv_service/core/form_maker.h"
+#include "kv_service/core/form_planner.h"
 
 namespace fourierkv {
 namespace {
 
-bool CanCompact(const StoredSegment& segment) {
-  return segment.exact != nullptr && !segment.tail && segment.context->layout != nullptr;
-}
+// Dense bytes that are encoded at a time: enough to keep a backend busy, and a bound on the exact
+// values that are unpacked meanwhile.
+constexpr int64_t kBatchBytes = int64_t{8} << 20;
 
 }  // namespace
 
@@ -26,6 +28,8 @@ const char* MissingReasonName(MissingReason reason) {
       return "form not held";
     case MissingReason::kCorrupt:
       return "corrupt";
+    case MissingReason::kErrorBound:
+      return "error bound";
   }
   return "unknown";
 }
@@ -35,8 +39,11 @@ int64_t OpenSegment::Bytes(int first_layer, int layers) const {
   int64_t bytes = 0;
   for (int layer = first_layer; layer < first_layer + layers; ++layer) {
     for (const Part part : kParts) {
-      bytes += static_cast<int64_t>(kBlobHeaderBytes +
-                                    ExpectedHeader(segment, form, layer, part, 0).payload_bytes);
+      bytes +=
+          source->form() == form
+              ? source->blob(layer, part)->size()
+              : static_cast<int64_t>(kBlobHeaderBytes +
+                                     ExpectedHeader(segment, form, layer, part, 0).payload_bytes);
     }
   }
   return bytes;
@@ -53,6 +60,11 @@ absl::StatusOr<std::vector<OpenSegment>> SegmentReader::Open(std::span<const Seg
       return absl::InvalidArgumentError(absl::StrCat(
           "segment ", want.key.ToHex(), ": accepted_forms is empty; name one at least"));
     }
+    if (!(want.max_relative_error >= 0)) {
+      return absl::InvalidArgumentError(absl::StrCat("max_relative_error is ",
+                                                     want.max_relative_error,
+                                                     "; it must be a number of at least 0"));
+    }
     keys.push_back(want.key);
   }
   auto stored = store_->Get(keys);
@@ -62,58 +74,61 @@ absl::StatusOr<std::vector<OpenSegment>> SegmentReader::Open(std::span<const Seg
     OpenSegment& open = result[i];
     if (stored[i].has_value()) {
       open.segment = std::move(*stored[i]);
-      if (auto s = Choose(wants[i].forms, open); !s.ok()) return s;
+      if (auto s = Choose(wants[i], open); !s.ok()) return s;
     } else {
       open.missing = MissingReason::kNotStored;
     }
-    if (open.missing == MissingReason::kNone) {
-      ++hits;
-    } else {
-      open.segment = StoredSegment();
-      open.segment.key = wants[i].key;
-    }
-    // `source` alone keeps memory; the other form may go.
-    open.segment.exact.reset();
-    open.segment.compact.reset();
+    if (open.missing == MissingReason::kNone) ++hits;
+    open.segment.key = wants[i].key;
+    open.segment.forms = {};  // `source` alone keeps memory; other forms may go
   }
   StoreMetrics::Add(store_->metrics().read_hits, hits);
   StoreMetrics::Add(store_->metrics().read_misses, wants.size() - hits);
   return result;
 }
 
-absl::Status SegmentReader::Choose(std::span<const SegmentForm> forms, OpenSegment& open) {
+absl::Status SegmentReader::Choose(const SegmentWant& want, OpenSegment& open) {
   const StoredSegment& segment = open.segment;
-  if (segment.exact == nullptr && segment.compact == nullptr) {
+  if (!segment.HoldsAnything()) {
     open.missing = MissingReason::kNotStored;
     return absl::OkStatus();
   }
-  for (const SegmentForm form : forms) {
-    if (segment.form(form) == nullptr) continue;
-    open.form = form;
-    open.source = segment.form(form);
-    return absl::OkStatus();
-  }
-  for (const SegmentForm form : forms) {
-    open.form = form;
-    if (form == SegmentForm::kDense) {
-      open.source = segment.compact != nullptr ? segment.compact : segment.exact;
-      return absl::OkStatus();
-    }
-    if (form == SegmentForm::kCompact && CanCompact(segment)) {
+  const bool bounded = want.max_relative_error != kNoErrorBound;
+  float best_error = kNoErrorBound;
+  for (const FormWay& way : WaysToServe(segment, want.forms)) {
+    open.form = way.form;
+    open.source = segment.forms[way.source];
+    if (!KnownError(segment, way).has_value()) {
       auto compact = Compact(segment);
-      if (compact.ok()) {
-        open.source = std::move(*compact);
-      } else if (absl::IsResourceExhausted(compact.status())) {
-        open.source = segment.exact;  // layer by layer then
-      } else if (absl::IsDataLoss(compact.status())) {
+      if (absl::IsDataLoss(compact.status())) {
         open.missing = MissingReason::kCorrupt;
-      } else {
-        return compact.status();
+        return absl::OkStatus();
+      }
+      if (absl::IsResourceExhausted(compact.status()) && !bounded) {
+        open.error_unknown = true;  // layer by layer then
+        return absl::OkStatus();
+      }
+      if (!compact.ok()) return compact.status();
+      open.source = *std::move(compact);
+    }
+    open.mean_relative_error = open.source->mean_relative_error();
+    open.max_relative_error = open.source->max_relative_error();
+    if (open.max_relative_error <= want.max_relative_error) {
+      if (best_error != kNoErrorBound) {
+        StoreMetrics::Add(store_->metrics().error_bound_fallbacks, 1);
       }
       return absl::OkStatus();
     }
+    best_error = std::min(best_error, open.max_relative_error);
   }
-  open.missing = MissingReason::kFormNotHeld;
+  open.source.reset();
+  if (best_error == kNoErrorBound) {
+    open.missing = MissingReason::kFormNotHeld;
+    return absl::OkStatus();
+  }
+  open.missing = MissingReason::kErrorBound;
+  open.max_relative_error = best_error;
+  StoreMetrics::Add(store_->metrics().error_bound_misses, 1);
   return absl::OkStatus();
 }
 
@@ -161,7 +176,17 @@ absl::StatusOr<std::vector<LayerRead>> SegmentReader::ReadLayer(std::span<OpenSe
   }
   if (auto s = MakeForms(jobs, *backend_, *scratch_, store_->metrics()); !s.ok()) return s;
   for (size_t j = 0; j < jobs.size(); ++j) {
+    OpenSegment& from = open[job_owner[j]];
     LayerRead& read = result[job_owner[j]];
+    if (!jobs[j].damage.ok() && from.source != nullptr) {
+      Drop(from.segment, from.source, layer, jobs[j].part, jobs[j].damage).IgnoreError();
+      from.missing = MissingReason::kCorrupt;
+      from.source.reset();
+    }
+    if (from.missing != MissingReason::kNone) {
+      read = {.missing = from.missing, .k = nullptr, .v = nullptr};
+      continue;
+    }
     (jobs[j].part == Part::kK ? read.k : read.v) = std::move(jobs[j].result.blob);
   }
   uint64_t bytes = 0;
@@ -178,31 +203,44 @@ absl::StatusOr<FormPtr> SegmentReader::EnsureCompact(const BlockKey& key) {
     return absl::NotFoundError(absl::StrCat("segment ", key.ToHex(), " is not stored"));
   }
   const StoredSegment& segment = *stored[0];
-  if (segment.compact != nullptr) return segment.compact;
-  if (!CanCompact(segment)) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "segment ", key.ToHex(), " has no compact form: ",
-        segment.tail ? "it is a tail"
-                     : (segment.exact == nullptr ? "its bytes were lost"
-                                                 : "its namespace has no codec profile")));
+  if (const FormPtr& held = segment.forms[SegmentForm::kCompact]; held != nullptr) return held;
+  static constexpr SegmentForm kWanted[] = {SegmentForm::kCompact};
+  if (WaysToServe(segment, kWanted).empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("segment ", segment.key.ToHex(), " has no compact form: ",
+                     segment.tail ? "it is a tail"
+                                  : (segment.HoldsAnything() ? "its namespace has no codec profile"
+                                                             : "its bytes were lost")));
   }
   return Compact(segment);
 }
 
 absl::StatusOr<FormPtr> SegmentReader::Compact(const StoredSegment& segment) {
-  std::vector<MakeJob> jobs;
-  for (int layer = 0; layer < segment.exact->layers(); ++layer) {
-    for (const Part part : kParts) {
-      auto source = Verify(segment, segment.exact, layer, part);
-      if (!source.ok()) return source.status();
-      jobs.push_back(
-          {.segment = &segment, .layer = layer, .part = part, .source = std::move(*source)});
+  const FormPtr& exact = segment.exact_data();
+  StoreMetrics& metrics = store_->metrics();
+  const KvGeometry& geometry = segment.context->ns.geometry;
+  const int batch = static_cast<int>(
+      std::max<int64_t>(1, kBatchBytes / (2 * geometry.PartBytes(segment.tokens))));
+  std::vector<FormPart> parts;
+  for (int first = 0; first < exact->layers(); first += batch) {
+    std::vector<MakeJob> jobs;
+    for (int layer = first; layer < std::min(exact->layers(), first + batch); ++layer) {
+      for (const Part part : kParts) {
+        auto source = Verify(segment, exact, layer, part);
+        if (!source.ok()) return source.status();
+        jobs.push_back({.segment = &segment,
+                        .layer = layer,
+                        .part = part,
+                        .from = exact->form(),
+                        .source = std::move(*source)});
+      }
+    }
+    if (auto s = MakeForms(jobs, *backend_, store_->budget(), metrics); !s.ok()) return s;
+    for (MakeJob& job : jobs) {
+      if (!job.damage.ok()) return Drop(segment, exact, job.layer, job.part, job.damage);
+      parts.push_back(std::move(job.result));
     }
   }
-  StoreMetrics& metrics = store_->metrics();
-  if (auto s = MakeForms(jobs, *backend_, store_->budget(), metrics); !s.ok()) return s;
-  std::vector<FormPart> parts;
-  for (MakeJob& job : jobs) parts.push_back(std::move(job.result));
   FormPtr compact = std::make_shared<FormBlobs>(SegmentForm::kCompact, std::move(parts));
   StoreMetrics::Add(metrics.compacted_on_demand, 1);
   // The segment may be gone, or another reader may have been faster: this one's bytes are as good.
@@ -219,10 +257,15 @@ absl::StatusOr<FormPart> SegmentReader::Verify(const StoredSegment& segment, con
     status = CheckHeader(*header, ExpectedHeader(segment, form->form(), layer, part, 0));
   }
   if (status.ok()) return FormPart{blob, header->relative_error};
+  return Drop(segment, form, layer, part, status);
+}
+
+absl::Status SegmentReader::Drop(const StoredSegment& segment, const FormPtr& form, int layer,
+                                 Part part, const absl::Status& why) {
   StoreMetrics::Add(store_->metrics().corrupt_blobs, 1);
   store_->DropDamaged(segment.key, form);
-  if (log_) log_(segment.key, form->form(), layer, part, status);
-  return absl::DataLossError(status.message());
+  if (log_) log_(segment.key, form->form(), layer, part, why);
+  return absl::DataLossError(why.message());
 }
 
 }  // namespace fourierkv

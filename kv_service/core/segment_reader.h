@@ -22,6 +22,7 @@ enum class MissingReason : uint8_t {
   kNotStored = 1,    // unknown key
   kFormNotHeld = 2,  // none of the wanted forms is held or can be made
   kCorrupt = 3,      // stored bytes were damaged; they have been dropped
+  kErrorBound = 4,   // none of the wanted forms is within the wanted error
 };
 
 const char* MissingReasonName(MissingReason reason);
@@ -29,17 +30,23 @@ const char* MissingReasonName(MissingReason reason);
 struct SegmentWant {
   BlockKey key;
   std::vector<SegmentForm> forms;  // acceptable, best first
+  // Of every part of what is given: a number >= 0.
+  float max_relative_error = kNoErrorBound;
 };
 
 // A segment opened for reading. Keeps the bytes it needs alive.
 struct OpenSegment {
-  StoredSegment segment;                   // identity; only the key if missing
+  StoredSegment segment;                   // identity; only the key if it is not stored
   SegmentForm form = SegmentForm::kExact;  // what ReadLayer gives
   FormPtr source;                          // what it is read or made from
   MissingReason missing = MissingReason::kNone;
+  // Over all parts of what ReadLayer gives. With kErrorBound, the largest error of the best form.
+  float mean_relative_error = 0;
+  float max_relative_error = 0;
+  bool error_unknown = false;  // measured only by ReadLayer
 
-  // Bytes that ReadLayer will give over `layers` layers from `first_layer`, headers included; 0 if
-  // missing. Requires layers that the segment has.
+  // Bytes that ReadLayer will give over `layers` layers from `first_layer`, headers included; the
+  // most if LOSSLESS is to be made; 0 if missing. Requires layers that the segment has.
   int64_t Bytes(int first_layer, int layers) const;
 };
 
@@ -51,11 +58,10 @@ struct LayerRead {
 
 // Thread safe. Store and backend must outlive it.
 //
-// COMPACT of a full segment that is held exact only is encoded: at Open for all layers and kept in
-// the store if the budget has room, else layer by layer at ReadLayer without keeping it. DENSE is
-// made at ReadLayer and never kept: decoded from the compact form, or copied from the exact one
-// (with error 0) if only that is held. Made blobs that are not kept are charged to `scratch` while
-// their reader holds them.
+// COMPACT of a full segment that is held exactly only is encoded: at Open for all layers and kept
+// in the store if the budget has room, else layer by layer at ReadLayer without keeping it. Other
+// forms that are not held are made at ReadLayer of what form_planner.h says, and never kept. Made
+// blobs that are not kept are charged to `scratch` while their reader holds them.
 class SegmentReader {
  public:
   // Called for every damaged blob, from the reading thread.
@@ -66,7 +72,9 @@ class SegmentReader {
                 CorruptionLog log = nullptr);
 
   // One result per want: the first form in `forms` order that is held; else the first that can be
-  // made. InvalidArgument if a want names no form.
+  // made; in either case the first of these within the want's error. InvalidArgument if a want
+  // names no form or no error that can be; ResourceExhausted if the budget has no room to encode a
+  // segment whose error matters.
   absl::StatusOr<std::vector<OpenSegment>> Open(std::span<const SegmentWant> wants);
 
   // K and V of `layer` of every open segment, checksums verified, made in one call of the backend.
@@ -82,8 +90,12 @@ class SegmentReader {
 
  private:
   // Decides what `open`, which is stored, is read from.
-  absl::Status Choose(std::span<const SegmentForm> forms, OpenSegment& open);
+  absl::Status Choose(const SegmentWant& want, OpenSegment& open);
+  // COMPACT of the exact data that is held, kept in the store.
   absl::StatusOr<FormPtr> Compact(const StoredSegment& segment);
+  // Drops a damaged form, and returns DataLoss.
+  absl::Status Drop(const StoredSegment& segment, const FormPtr& form, int layer, Part part,
+                    const absl::Status& why);
   // The blob if it is whole and the right one; otherwise drops its form and returns DataLoss.
   absl::StatusOr<FormPart> Verify(const StoredSegment& segment, const FormPtr& form, int layer,
                                   Part part);

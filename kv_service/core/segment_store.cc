@@ -87,7 +87,7 @@ absl::StatusOr<MatchResult> SegmentStore::Match(std::span<const BlockKey> keys,
   tree_->BeginTouch(clock_());
   const auto match = [&](const BlockKey& key) -> const SegmentEntry* {
     SegmentEntry* const entry = tree_->Find(key);
-    if (entry == nullptr || entry->Bytes() == 0) return nullptr;  // absent or a hole
+    if (entry == nullptr || !entry->segment.HoldsAnything()) return nullptr;  // absent or a hole
     if (!matched.empty() && entry->segment.parent != matched.back()) return nullptr;
     matched.push_back(key);
     return entry;
@@ -141,7 +141,7 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
   // Before the lock: making room evicts, which takes it.
   std::vector<MemoryReservation> overhead(batch.size());
   for (size_t i = 0; i < batch.size(); ++i) {
-    if (batch[i].exact == nullptr && batch[i].compact == nullptr) continue;
+    if (!batch[i].HoldsAnything()) continue;
     auto reserved = budget_->TryReserve(kSegmentOverheadBytes);
     if (!reserved.ok()) return reserved.status();
     overhead[i] = std::move(*reserved);
@@ -150,7 +150,7 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
   absl::flat_hash_map<BlockKey, const StoredSegment*> earlier;
   for (const StoredSegment& segment : batch) {
     const SegmentEntry* const stored = tree_->Find(segment.key);
-    if (stored == nullptr && segment.exact == nullptr && segment.compact == nullptr) {
+    if (stored == nullptr && !segment.HoldsAnything()) {
       return absl::FailedPreconditionError(
           absl::StrCat("segment ", segment.index, " is no longer stored; put it again"));
     }
@@ -169,14 +169,15 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
     if (SegmentEntry* const entry = tree_->Find(segment.key); entry != nullptr) {
       ++result.deduplicated;
       tree_->Touch(*entry);
-      for (const FormPtr& form : {segment.exact, segment.compact}) {
-        if (form == nullptr || entry->segment.form(form->form()) != nullptr) continue;
-        tree_->AddForm(*entry, form);
-        ++result.forms_added;
+      for (const SegmentForm form : kHeldForms) {
+        FormPtr& given = segment.forms[form];
+        if (given != nullptr && tree_->AddForm(*entry, std::move(given))) ++result.forms_added;
       }
+      tree_->TightenBound(*entry, segment.error_bound);
     } else {
       ++result.stored;
-      result.forms_added += (segment.exact != nullptr) + (segment.compact != nullptr);
+      for (const SegmentForm form : kHeldForms)
+        result.forms_added += segment.forms[form] != nullptr;
       tree_->Insert(std::move(segment), std::move(overhead[i]));
     }
   }
@@ -191,18 +192,16 @@ absl::StatusOr<bool> SegmentStore::AddForm(const BlockKey& key, FormPtr form) {
   if (entry == nullptr) {
     return absl::NotFoundError(absl::StrCat("segment ", key.ToHex(), " is not stored"));
   }
-  if (entry->segment.form(form->form()) != nullptr) return false;
-  tree_->AddForm(*entry, std::move(form));
-  return true;
+  return tree_->AddForm(*entry, std::move(form));
 }
 
 void SegmentStore::DropDamaged(const BlockKey& key, const FormPtr& form) {
   SegmentTree::Garbage garbage;
   std::lock_guard<std::mutex> lock(mutex_);
   SegmentEntry* const entry = tree_->Find(key);
-  if (entry == nullptr || entry->segment.form(form->form()) != form) return;
+  if (entry == nullptr || entry->segment.forms[form->form()] != form) return;
   garbage.forms.push_back(tree_->TakeForm(*entry, form->form()));
-  if (entry->Bytes() == 0 && entry->children == 0 && entry->holds == 0) {
+  if (!entry->segment.HoldsAnything() && entry->children == 0 && entry->holds == 0) {
     tree_->Remove(*entry, garbage);
   }
 }
@@ -239,7 +238,7 @@ absl::StatusOr<DeleteResult> SegmentStore::Delete(std::span<const BlockKey> keys
   });
   for (SegmentEntry* const entry : doomed) {
     ++result.segments;
-    result.bytes += entry->Bytes();
+    result.bytes += entry->segment.bytes();
     tree_->Remove(*entry, garbage);
   }
   StoreMetrics::Add(metrics_->segments_deleted, result.segments);

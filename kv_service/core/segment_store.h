@@ -73,10 +73,13 @@ class SegmentPin {
 // dropped as damaged stays as a hole while it has children or holds: Match ends before it, and a
 // put fills it again.
 //
-// Eviction, when the budget asks for room: first the exact forms (least recently used first) of
-// segments that also hold the compact form and have a full successor stored, segment 0 excepted,
-// which stays exact; then whole segments without children, least recently used first. Never what is
-// leased or pinned. Bytes that a reader still holds return to the budget when it lets go.
+// Of EXACT and LOSSLESS a segment holds one at most: either is the other.
+//
+// Eviction, when the budget asks for room: first the exact data (least recently used first) of
+// segments that also hold the compact form, within their error bound, and have a full successor
+// stored, segment 0 excepted, which stays exact; then whole segments without children, least
+// recently used first. Never what is leased or pinned. Bytes that a reader still holds return to
+// the budget when it lets go.
 class SegmentStore {
  public:
   using Clock = std::function<absl::Time()>;
@@ -104,13 +107,14 @@ class SegmentStore {
   absl::StatusOr<SegmentSummary> Describe(const BlockKey& key) const;
 
   // Publishes all of `batch` (parents before children) or nothing. Forms that a stored segment
-  // already holds are kept and those given for it dropped; a segment given with no form must be
-  // stored already and is only touched. FailedPrecondition if a parent is neither stored nor
-  // earlier in the batch, or is a tail, of another namespace or at another index than one less;
-  // ResourceExhausted if the budget has no room for the bookkeeping.
+  // already holds are kept and those given for it dropped, and the lower error bound holds; a
+  // segment given with no form must be stored already. FailedPrecondition if a parent is neither
+  // stored nor earlier in the batch, or is a tail, of another namespace or at another index than
+  // one less; ResourceExhausted if the budget has no room for the bookkeeping.
   absl::StatusOr<CommitResult> Commit(std::vector<StoredSegment> batch);
 
-  // Adds a form that is missing; true if it was. NotFound if the segment is not stored.
+  // Adds a form that is missing; true if it was. Exact data misses if neither form of it is held.
+  // NotFound if the segment is not stored.
   absl::StatusOr<bool> AddForm(const BlockKey& key, FormPtr form);
 
   // Drops exactly this form of the segment, if it still holds it: for damaged bytes. Leases do not

@@ -1,5 +1,6 @@
 #include "kv_service/core/segment_tree.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace fourierkv {
@@ -10,29 +11,21 @@ FormSummary Summary(const FormPtr& form) {
   return {form->bytes(), form->mean_relative_error(), form->max_relative_error()};
 }
 
-FormPtr& Slot(SegmentEntry& entry, SegmentForm form) {
-  return form == SegmentForm::kExact ? entry.segment.exact : entry.segment.compact;
-}
-
 }  // namespace
 
-int64_t SegmentEntry::Bytes() const {
-  return (segment.exact != nullptr ? segment.exact->bytes() : 0) +
-         (segment.compact != nullptr ? segment.compact->bytes() : 0);
-}
-
 SegmentSummary SegmentEntry::Summarize() const {
-  return SegmentSummary{.key = segment.key,
-                        .parent = segment.parent,
-                        .context = segment.context,
-                        .index = segment.index,
-                        .tokens = segment.tokens,
-                        .tail = segment.tail,
-                        .exact = Summary(segment.exact),
-                        .compact = Summary(segment.compact),
-                        .children = children,
-                        .holds = holds,
-                        .last_use = last_used_at};
+  SegmentSummary summary{.key = segment.key,
+                         .parent = segment.parent,
+                         .context = segment.context,
+                         .index = segment.index,
+                         .tokens = segment.tokens,
+                         .tail = segment.tail,
+                         .forms = {},
+                         .children = children,
+                         .holds = holds,
+                         .last_use = last_used_at};
+  for (const SegmentForm form : kHeldForms) summary.forms[form] = Summary(segment.forms[form]);
+  return summary;
 }
 
 SegmentEntry* SegmentTree::Find(const BlockKey& key) const {
@@ -50,8 +43,7 @@ SegmentEntry& SegmentTree::Insert(StoredSegment segment, MemoryReservation overh
   entries_.emplace(entry.segment.key, std::move(owned));
   ++stats_.segments;
   if (entry.segment.tail) ++stats_.tails;
-  Count(entry.segment.exact, 1);
-  Count(entry.segment.compact, 1);
+  for (const SegmentForm form : kHeldForms) Count(entry.segment.forms[form], 1);
   if (SegmentEntry* const parent = entry.parent; parent != nullptr) {
     entry.next_sibling = parent->first_child;
     if (parent->first_child != nullptr) parent->first_child->previous_sibling = &entry;
@@ -64,15 +56,23 @@ SegmentEntry& SegmentTree::Insert(StoredSegment segment, MemoryReservation overh
   return entry;
 }
 
-void SegmentTree::AddForm(SegmentEntry& entry, FormPtr form) {
-  FormPtr& slot = Slot(entry, form->form());
+bool SegmentTree::AddForm(SegmentEntry& entry, FormPtr form) {
+  FormPtr& slot = entry.segment.forms[form->form()];
+  const bool redundant = IsExactData(form->form()) && entry.segment.exact_data() != nullptr;
+  if (slot != nullptr || redundant) return false;
   slot = std::move(form);
   Count(slot, 1);
+  Refresh(entry);
+  return true;
+}
+
+void SegmentTree::TightenBound(SegmentEntry& entry, float bound) {
+  entry.segment.error_bound = std::min(entry.segment.error_bound, bound);
   Refresh(entry);
 }
 
 FormPtr SegmentTree::TakeForm(SegmentEntry& entry, SegmentForm form) {
-  FormPtr taken = std::move(Slot(entry, form));
+  FormPtr taken = std::move(entry.segment.forms[form]);
   Count(taken, -1);
   Refresh(entry);
   return taken;
@@ -113,8 +113,7 @@ void SegmentTree::Remove(SegmentEntry& entry, Garbage& garbage) {
   }
   --stats_.segments;
   if (entry.segment.tail) --stats_.tails;
-  Count(entry.segment.exact, -1);
-  Count(entry.segment.compact, -1);
+  for (const SegmentForm form : kHeldForms) Count(entry.segment.forms[form], -1);
   const auto it = entries_.find(entry.segment.key);
   garbage.entries.push_back(std::move(it->second));
   entries_.erase(it);
@@ -124,11 +123,12 @@ SegmentTree::Evicted SegmentTree::Evict(int64_t bytes, Garbage& garbage) {
   Evicted evicted;
   while (evicted.bytes < bytes) {
     if (auto* exact = static_cast<SegmentEntry*>(index_.NextExact()); exact != nullptr) {
-      evicted.bytes += exact->segment.exact->bytes();
+      const FormPtr& form = exact->segment.exact_data();
+      evicted.bytes += form->bytes();
       ++evicted.exact_forms;
-      garbage.forms.push_back(TakeForm(*exact, SegmentForm::kExact));
+      garbage.forms.push_back(TakeForm(*exact, form->form()));
     } else if (auto* last = static_cast<SegmentEntry*>(index_.NextRemovable()); last != nullptr) {
-      evicted.bytes += last->Bytes() + last->overhead.bytes();
+      evicted.bytes += last->segment.bytes() + last->overhead.bytes();
       ++evicted.segments;
       Remove(*last, garbage);
     } else {
@@ -140,15 +140,17 @@ SegmentTree::Evicted SegmentTree::Evict(int64_t bytes, Garbage& garbage) {
 
 void SegmentTree::Count(const FormPtr& form, int sign) {
   if (form == nullptr) return;
-  const bool exact = form->form() == SegmentForm::kExact;
-  (exact ? stats_.exact_forms : stats_.compact_forms) += sign;
-  (exact ? stats_.exact_bytes : stats_.compact_bytes) += sign * form->bytes();
+  FormTotals& totals = stats_.forms[form->form()];
+  totals.count += sign;
+  totals.bytes += sign * form->bytes();
 }
 
 void SegmentTree::Refresh(SegmentEntry& entry, uint64_t last_use) {
   const StoredSegment& s = entry.segment;
-  const bool exact_droppable = entry.holds == 0 && s.exact != nullptr && s.compact != nullptr &&
-                               entry.full_children > 0 && s.index > 0;
+  const FormPtr& compact = s.forms[SegmentForm::kCompact];
+  const bool exact_droppable = entry.holds == 0 && s.exact_data() != nullptr &&
+                               compact != nullptr && entry.full_children > 0 && s.index > 0 &&
+                               compact->max_relative_error() <= s.error_bound;
   const bool removable = entry.holds == 0 && entry.children == 0;
   if (entry.last_use == last_use && entry.exact_droppable == exact_droppable &&
       entry.removable == removable) {

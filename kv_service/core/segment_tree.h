@@ -28,7 +28,6 @@ struct SegmentEntry : EvictionNode {
   int holds = 0;
   absl::Time last_used_at;
 
-  int64_t Bytes() const;  // of its forms
   SegmentSummary Summarize() const;
 };
 
@@ -44,7 +43,7 @@ class SegmentTree {
   struct Evicted {
     int64_t bytes = 0;
     int64_t segments = 0;
-    int64_t exact_forms = 0;
+    int64_t exact_forms = 0;  // lossless ones too
   };
 
   SegmentEntry* Find(const BlockKey& key) const;
@@ -53,9 +52,13 @@ class SegmentTree {
   // recently used.
   SegmentEntry& Insert(StoredSegment segment, MemoryReservation overhead);
 
-  // Adds a form that is missing, or takes one away.
-  void AddForm(SegmentEntry& entry, FormPtr form);
+  // Adds a form, unless the entry holds that or, for exact data, the other form of it; true if it
+  // did. TakeForm takes one away.
+  bool AddForm(SegmentEntry& entry, FormPtr form);
   FormPtr TakeForm(SegmentEntry& entry, SegmentForm form);
+
+  // Lowers the entry's error bound to `bound`, if that is lower.
+  void TightenBound(SegmentEntry& entry, float bound);
 
   // Entries touched between two calls of BeginTouch are equally recent, as are all their ancestors.
   void BeginTouch(absl::Time now);

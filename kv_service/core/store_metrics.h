@@ -35,7 +35,13 @@ struct StoreMetrics {
   Counter encode_nanoseconds{0};
   Counter decoded_dense_bytes{0};  // output of the decoder
   Counter decode_nanoseconds{0};
-  Counter compacted_on_demand{0};  // segments encoded because a reader asked
+  Counter lossless_encoded_dense_bytes{0};  // dense bytes made LOSSLESS
+  Counter lossless_encode_nanoseconds{0};
+  Counter lossless_decoded_dense_bytes{0};  // dense bytes made of LOSSLESS
+  Counter lossless_decode_nanoseconds{0};
+  Counter compacted_on_demand{0};    // segments encoded because a reader asked
+  Counter error_bound_fallbacks{0};  // segments read in another form because of the reader's bound
+  Counter error_bound_misses{0};     // segments missing because of it
   Counter corrupt_blobs{0};
   Counter chunk_checksum_errors{0};
 

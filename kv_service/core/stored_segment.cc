@@ -1,6 +1,7 @@
 #include "kv_service/core/stored_segment.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace fourierkv {
@@ -15,11 +16,28 @@ FormBlobs::FormBlobs(SegmentForm form, std::vector<FormPart> parts) : form_(form
   }
 }
 
-const FormPtr& StoredSegment::form(SegmentForm form) const {
-  static const FormPtr kNone;
-  if (form == SegmentForm::kExact) return exact;
-  if (form == SegmentForm::kCompact) return compact;
-  return kNone;
+const FormPtr& StoredSegment::exact_data() const {
+  const FormPtr& exact = forms[SegmentForm::kExact];
+  return exact != nullptr ? exact : forms[SegmentForm::kLossless];
+}
+
+bool StoredSegment::HoldsAnything() const {
+  return std::any_of(std::begin(kHeldForms), std::end(kHeldForms),
+                     [this](SegmentForm form) { return forms[form] != nullptr; });
+}
+
+int64_t StoredSegment::bytes() const {
+  int64_t bytes = 0;
+  for (const SegmentForm form : kHeldForms) {
+    if (forms[form] != nullptr) bytes += forms[form]->bytes();
+  }
+  return bytes;
+}
+
+int64_t SegmentSummary::bytes() const {
+  int64_t bytes = 0;
+  for (const SegmentForm form : kHeldForms) bytes += forms[form].bytes;
+  return bytes;
 }
 
 }  // namespace fourierkv

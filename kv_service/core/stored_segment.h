@@ -2,7 +2,9 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -14,6 +16,29 @@
 #include "kv_service/core/cache_namespace.h"
 
 namespace fourierkv {
+
+// A value for every form of a segment; values that are no form share one of their own.
+template <typename T>
+class PerForm {
+ public:
+  T& operator[](SegmentForm form) { return values_[Index(form)]; }
+  const T& operator[](SegmentForm form) const { return values_[Index(form)]; }
+
+ private:
+  static size_t Index(SegmentForm form) {
+    const auto value = static_cast<size_t>(form);
+    return value <= kLastForm ? value : 0;
+  }
+
+  std::array<T, kLastForm + 1> values_{};
+};
+
+// The forms that a store may hold, usually smallest first. DENSE is only ever made.
+inline constexpr SegmentForm kHeldForms[] = {SegmentForm::kArchived, SegmentForm::kCompact,
+                                             SegmentForm::kLossless, SegmentForm::kExact};
+
+// A bound on relative errors that everything satisfies.
+inline constexpr float kNoErrorBound = std::numeric_limits<float>::infinity();
 
 struct FormPart {
   BlobPtr blob;
@@ -45,8 +70,8 @@ class FormBlobs {
 
 using FormPtr = std::shared_ptr<const FormBlobs>;
 
-// A segment and the forms of it that somebody holds. Either form may be null; holding one keeps its
-// bytes alive after the store let it go.
+// A segment and the forms of it that somebody holds. Holding a form keeps its bytes alive after the
+// store let it go.
 struct StoredSegment {
   BlockKey key;
   BlockKey parent;  // the namespace's root key for segment 0
@@ -54,11 +79,14 @@ struct StoredSegment {
   int64_t index = 0;  // position in the sequence, in segments
   int tokens = 0;     // S, or less for a tail
   bool tail = false;
-  FormPtr exact;
-  FormPtr compact;
+  PerForm<FormPtr> forms;  // null where not held
+  // Exact data beside a compact form of larger error is kept as long as the segment.
+  float error_bound = kNoErrorBound;
 
-  // EXACT or COMPACT; null if not held or for another form.
-  const FormPtr& form(SegmentForm form) const;
+  // The form that has every bit as received: EXACT, LOSSLESS or null.
+  const FormPtr& exact_data() const;
+  bool HoldsAnything() const;
+  int64_t bytes() const;  // of all forms
   int64_t first_token() const { return index * context->ns.segment_tokens; }
 };
 
@@ -77,21 +105,24 @@ struct SegmentSummary {
   int64_t index = 0;
   int tokens = 0;
   bool tail = false;
-  FormSummary exact;
-  FormSummary compact;
+  PerForm<FormSummary> forms;
   int children = 0;
   int holds = 0;  // leases and running puts that protect it
   absl::Time last_use;
+
+  int64_t bytes() const;  // of all forms
+};
+
+struct FormTotals {
+  int64_t count = 0;
+  int64_t bytes = 0;
 };
 
 // Totals over a store.
 struct StoreStats {
   int64_t segments = 0;
   int64_t tails = 0;
-  int64_t exact_forms = 0;
-  int64_t compact_forms = 0;
-  int64_t exact_bytes = 0;
-  int64_t compact_bytes = 0;
+  PerForm<FormTotals> forms;
   int64_t leases = 0;
 };
 

@@ -41,8 +41,10 @@ grpc::Status AdminServiceImpl::GetStats(grpc::ServerContext* /*context*/,
   response->set_budget_bytes(core_->budget->limit());
   response->set_used_bytes(core_->budget->used());
   response->set_segments(stats.segments);
-  response->set_exact_bytes(stats.exact_bytes);
-  response->set_compact_bytes(stats.compact_bytes);
+  response->set_exact_bytes(stats.forms[SegmentForm::kExact].bytes);
+  response->set_lossless_bytes(stats.forms[SegmentForm::kLossless].bytes);
+  response->set_compact_bytes(stats.forms[SegmentForm::kCompact].bytes);
+  response->set_archived_bytes(stats.forms[SegmentForm::kArchived].bytes);
   response->set_leases(stats.leases);
   response->set_open_puts(core_->puts.running());
   response->set_bytes_received(metrics.bytes_in);

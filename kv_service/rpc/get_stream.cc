@@ -23,6 +23,8 @@ absl::StatusOr<std::vector<SegmentWant>> ParseWants(const v1::GetSegmentsRequest
                                                    " entries; at most ", kMaxSegmentsPerGet,
                                                    " are taken at once"));
   }
+  absl::StatusOr<float> bound = ParseErrorBound(request.max_relative_error(), "max_relative_error");
+  if (!bound.ok()) return bound.status();
   std::vector<SegmentWant> wants;
   wants.reserve(request.segments_size());
   for (int i = 0; i < request.segments_size(); ++i) {
@@ -32,7 +34,8 @@ absl::StatusOr<std::vector<SegmentWant>> ParseWants(const v1::GetSegmentsRequest
     if (!key.ok()) return key.status();
     SegmentWant want;
     want.key = *key;
-    if (segment.accepted_forms_size() > 3) {
+    want.max_relative_error = *bound;
+    if (segment.accepted_forms_size() > kLastForm) {
       return absl::InvalidArgumentError(field + ".accepted_forms names a form twice");
     }
     for (const int form : segment.accepted_forms()) {
@@ -52,8 +55,10 @@ absl::Status HideForeign(const v1::CacheNamespace& message, std::vector<OpenSegm
   if (!ns.ok()) return ns.status();
   const Digest root = ns->RootKey();
   for (OpenSegment& segment : open) {
-    if (segment.missing != MissingReason::kNone || segment.segment.context->root == root) continue;
+    const NamespaceContext* const context = segment.segment.context.get();
+    if (context == nullptr || context->root == root) continue;
     segment.missing = MissingReason::kNotStored;
+    segment.max_relative_error = 0;
     segment.source.reset();
   }
   return absl::OkStatus();
@@ -68,6 +73,7 @@ v1::GetSegmentsResponse MakePlan(const std::vector<OpenSegment>& open, int first
     v1::SegmentPlan* plan = response.mutable_plan()->add_segments();
     if (segment.missing != MissingReason::kNone) {
       plan->set_missing_reason(ToProto(segment.missing));
+      plan->set_max_relative_error(segment.max_relative_error);  // with an error bound
       continue;
     }
     const KvGeometry& geometry = segment.segment.context->ns.geometry;
@@ -77,8 +83,9 @@ v1::GetSegmentsResponse MakePlan(const std::vector<OpenSegment>& open, int first
     const double elements =
         2.0 * layers * geometry.PartBytes(segment.segment.tokens) / kKvDtypeBytes;
     plan->set_bits_per_element(static_cast<float>(8.0 * static_cast<double>(bytes) / elements));
-    plan->set_mean_relative_error(segment.source->mean_relative_error());
-    plan->set_max_relative_error(segment.source->max_relative_error());
+    plan->set_mean_relative_error(segment.mean_relative_error);
+    plan->set_max_relative_error(segment.max_relative_error);
+    plan->set_error_unknown(segment.error_unknown);
   }
   return response;
 }

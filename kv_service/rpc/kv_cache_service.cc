@@ -142,7 +142,7 @@ grpc::Status KvCacheServiceImpl::Exists(grpc::ServerContext* context,
   for (const BlockKey& key : *keys) {
     const absl::StatusOr<SegmentSummary> segment = core_->store.Describe(key);
     // Without any form it is only the place of one whose bytes were damaged.
-    response->add_stored(segment.ok() && segment->exact.bytes + segment->compact.bytes > 0);
+    response->add_stored(segment.ok() && segment->bytes() > 0);
   }
   return grpc::Status::OK;
 }

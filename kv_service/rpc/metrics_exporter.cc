@@ -42,8 +42,10 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
   counter("memory_refusals_total", "Reservations refused for lack of memory.",
           core.budget->refusals());
   gauge("segments", "Stored segments.", stats.segments);
-  gauge("exact_bytes", "Bytes of exact forms.", stats.exact_bytes);
-  gauge("compact_bytes", "Bytes of compact forms.", stats.compact_bytes);
+  for (const SegmentForm form : kHeldForms) {
+    gauge(absl::StrCat(FormName(form), "_bytes").c_str(),
+          absl::StrCat("Bytes of ", FormName(form), " forms.").c_str(), stats.forms[form].bytes);
+  }
   gauge("leases", "Leases held.", stats.leases);
   gauge("open_puts", "Puts in progress.", core.puts.running());
   gauge("uptime_seconds", "Seconds since the start.",
@@ -66,7 +68,8 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
           of(m.segments_deduplicated));
   counter("segments_deleted_total", "Segments deleted on request.", of(m.segments_deleted));
   counter("evicted_segments_total", "Segments evicted.", of(m.evicted_segments));
-  counter("evicted_exact_forms_total", "Exact forms evicted while the compact form stayed.",
+  counter("evicted_exact_forms_total",
+          "Exact or lossless forms evicted while the compact one stayed.",
           of(m.evicted_exact_forms));
   counter("evicted_bytes_total", "Bytes evicted.", of(m.evicted_bytes));
   counter("leases_granted_total", "Leases granted.", of(m.leases_granted));
@@ -75,6 +78,19 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
   counter("encode_seconds_total", "Time spent encoding.", of(m.encode_nanoseconds) * 1e-9);
   counter("decoded_dense_bytes_total", "Dense bytes decoded.", of(m.decoded_dense_bytes));
   counter("decode_seconds_total", "Time spent decoding.", of(m.decode_nanoseconds) * 1e-9);
+  counter("lossless_encoded_dense_bytes_total", "Dense bytes made lossless.",
+          of(m.lossless_encoded_dense_bytes));
+  counter("lossless_encode_seconds_total", "Time spent on that.",
+          of(m.lossless_encode_nanoseconds) * 1e-9);
+  counter("lossless_decoded_dense_bytes_total", "Dense bytes made of lossless ones.",
+          of(m.lossless_decoded_dense_bytes));
+  counter("lossless_decode_seconds_total", "Time spent on that.",
+          of(m.lossless_decode_nanoseconds) * 1e-9);
+  counter("error_bound_fallbacks_total",
+          "Segments sent in another form because of the fetch's error bound.",
+          of(m.error_bound_fallbacks));
+  counter("error_bound_misses_total", "Segments missing because of the fetch's error bound.",
+          of(m.error_bound_misses));
   counter("compacted_on_demand_total", "Segments encoded because a fetch asked.",
           of(m.compacted_on_demand));
   counter("corrupt_blobs_total", "Blobs found damaged and dropped.", of(m.corrupt_blobs));

@@ -69,6 +69,14 @@ absl::StatusOr<std::shared_ptr<const NamespaceContext>> ResolveNamespace(
   return MakeNamespaceContext(*std::move(ns), std::move(layout));
 }
 
+absl::StatusOr<float> ParseErrorBound(float bound, const char* field) {
+  if (!(bound >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        field, " is ", bound, "; it must be a number of at least 0, where 0 means no bound"));
+  }
+  return bound == 0 ? kNoErrorBound : bound;
+}
+
 absl::StatusOr<std::vector<BlockKey>> ParseKeys(
     const google::protobuf::RepeatedPtrField<std::string>& raw, const char* field, int limit) {
   if (raw.size() > limit) {
@@ -87,10 +95,9 @@ absl::StatusOr<std::vector<BlockKey>> ParseKeys(
 
 std::vector<v1::HeldForm> HeldForms(const SegmentSummary& segment) {
   std::vector<v1::HeldForm> forms;
-  if (segment.compact.bytes > 0) {
-    forms.push_back(ToProto(segment.compact, SegmentForm::kCompact));
+  for (const SegmentForm form : kHeldForms) {
+    if (segment.forms[form].bytes > 0) forms.push_back(ToProto(segment.forms[form], form));
   }
-  if (segment.exact.bytes > 0) forms.push_back(ToProto(segment.exact, SegmentForm::kExact));
   return forms;
 }
 

@@ -29,6 +29,10 @@ absl::StatusOr<std::shared_ptr<const NamespaceContext>> ResolveNamespace(
 absl::StatusOr<std::vector<BlockKey>> ParseKeys(
     const google::protobuf::RepeatedPtrField<std::string>& raw, const char* field, int limit);
 
+// A bound on relative errors as messages carry it, 0 meaning none: kNoErrorBound. InvalidArgument
+// for NaN and negative ones.
+absl::StatusOr<float> ParseErrorBound(float bound, const char* field);
+
 // The forms of `segment` that are held, smallest first.
 std::vector<v1::HeldForm> HeldForms(const SegmentSummary& segment);
 

@@ -41,13 +41,28 @@ absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const ProfileSt
     case v1::SEGMENT_FORM_COMPACT:
       plan.payload = PutPayload::kCompact;
       break;
+    case v1::SEGMENT_FORM_LOSSLESS:
+      plan.payload = PutPayload::kLossless;
+      break;
+    case v1::SEGMENT_FORM_ARCHIVED:
+      return absl::UnimplementedError(
+          "header.payload_form is ARCHIVED, which this version does not know");
     default:
       return absl::InvalidArgumentError(absl::StrCat("header.payload_form is ",
                                                      static_cast<int>(header.payload_form()),
-                                                     "; it must be EXACT or COMPACT"));
+                                                     "; it must be EXACT, LOSSLESS or COMPACT"));
   }
   plan.keep_exact_from = static_cast<int64_t>(
       std::min<uint64_t>(header.keep_exact_from(), static_cast<uint64_t>(kMaxSegmentIndex) + 1));
+  if (header.exact_form() != v1::SEGMENT_FORM_UNSPECIFIED) {
+    absl::StatusOr<SegmentForm> form = FromProto(header.exact_form(), "header.exact_form");
+    if (!form.ok()) return form.status();
+    plan.exact_form = *form;
+  }
+  absl::StatusOr<float> bound =
+      ParseErrorBound(header.max_relative_error(), "header.max_relative_error");
+  if (!bound.ok()) return bound.status();
+  plan.max_relative_error = *bound;
   return plan;
 }
 
@@ -63,7 +78,8 @@ absl::Status AddChunk(PutSession& put, const v1::PutChunk& chunk) {
   return put.AddChunk(static_cast<int64_t>(std::min(chunk.segment_index(), kHuge)),
                       static_cast<int>(std::min<uint32_t>(chunk.layer(), 1u << 20)), *part,
                       static_cast<int64_t>(std::min(chunk.offset(), kHuge)),
-                      std::as_bytes(std::span(chunk.data())), chunk.checksum());
+                      std::as_bytes(std::span(chunk.data())), chunk.checksum(),
+                      static_cast<int64_t>(std::min(chunk.part_bytes(), kHuge)));
 }
 
 v1::PutSegmentsResponse Accepted(const PutSession& put) {
@@ -84,10 +100,12 @@ v1::PutSegmentsResponse Committed(const PutStats& stats) {
   committed->set_deduplicated_segments(stats.segments_deduplicated);
   committed->set_payload_bytes_received(stats.bytes_received);
   committed->set_exact_bytes(stats.exact_bytes);
+  committed->set_lossless_bytes(stats.lossless_bytes);
   committed->set_compact_bytes(stats.compact_bytes);
   committed->set_encoded_dense_bytes(stats.encoded_dense_bytes);
   *committed->mutable_encode_time() = ToProto(absl::Seconds(stats.encode_seconds));
   committed->set_max_relative_error(stats.max_relative_error);
+  committed->set_bounded_segments(static_cast<uint32_t>(stats.bounded_segments));
   return response;
 }
 
@@ -120,6 +138,7 @@ absl::Status ServePut(ServiceCore& core, PutServerStream& stream, StallWatch::Ca
              {"deduplicated", stats->segments_deduplicated},
              {"received_bytes", stats->bytes_received},
              {"exact_bytes", stats->exact_bytes},
+             {"lossless_bytes", stats->lossless_bytes},
              {"compact_bytes", stats->compact_bytes},
              {"max_relative_error", static_cast<double>(stats->max_relative_error)},
              {"ms", absl::ToDoubleMilliseconds(absl::Now() - begun)}});

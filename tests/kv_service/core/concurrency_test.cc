@@ -134,7 +134,7 @@ TEST(ConcurrencyTest, ManyReadersOfOneSegmentMakeOneCompactForm) {
               }).ok());
   const BlockKey key = MakeChain(context, tokens)[0].key;
   InThreads(kThreads, [&](int) { EXPECT_TRUE(reader.EnsureCompact(key).ok()); });
-  EXPECT_EQ(f.store.Stats().compact_forms, 1);
+  EXPECT_EQ(f.store.Stats().forms[SegmentForm::kCompact].count, 1);
   f.store.Evict(int64_t{1} << 40);
   EXPECT_EQ(f.budget->used(), 0);
 }

@@ -179,9 +179,10 @@ std::vector<BlockKey> StoreFixture::Keys(std::span<const StoredSegment> segments
 absl::StatusOr<CommitResult> StoreFixture::Commit(std::vector<StoredSegment> segments, bool exact,
                                                   bool compact) {
   for (StoredSegment& segment : segments) {
-    if (exact) segment.exact = MakeForm(segment, SegmentForm::kExact, *budget);
+    if (exact) segment.forms[SegmentForm::kExact] = MakeForm(segment, SegmentForm::kExact, *budget);
     if (compact && !segment.tail) {
-      segment.compact = MakeForm(segment, SegmentForm::kCompact, *budget, 0.25f);
+      segment.forms[SegmentForm::kCompact] =
+          MakeForm(segment, SegmentForm::kCompact, *budget, 0.25f);
     }
   }
   return store.Commit(std::move(segments));

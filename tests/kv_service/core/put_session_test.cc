@@ -79,18 +79,20 @@ TEST_F(PutSessionTest, ADensePutIsStoredInTheFormsThatTheRuleSays) {
   const bool compact[] = {false, true, true, true, false};
   for (int i = 0; i < 5; ++i) {
     ASSERT_TRUE(stored[i].has_value());
-    EXPECT_EQ(stored[i]->exact != nullptr, exact[i]) << i;
-    EXPECT_EQ(stored[i]->compact != nullptr, compact[i]) << i;
+    EXPECT_EQ(stored[i]->forms[SegmentForm::kExact] != nullptr, exact[i]) << i;
+    EXPECT_EQ(stored[i]->forms[SegmentForm::kCompact] != nullptr, compact[i]) << i;
   }
   EXPECT_EQ(stats->segments_stored, 5);
   EXPECT_EQ(stats->segments_deduplicated, 0);
   EXPECT_EQ(stats->bytes_received, kSmall.DenseBytes(4 * kS + 9));
   EXPECT_EQ(stats->encoded_dense_bytes, kSmall.DenseBytes(3 * kS));
-  EXPECT_EQ(stats->exact_bytes, f_.store.Stats().exact_bytes);
-  EXPECT_EQ(stats->compact_bytes, f_.store.Stats().compact_bytes);
+  EXPECT_EQ(stats->exact_bytes, f_.store.Stats().forms[SegmentForm::kExact].bytes);
+  EXPECT_EQ(stats->compact_bytes, f_.store.Stats().forms[SegmentForm::kCompact].bytes);
   EXPECT_GT(stats->max_relative_error, 0);
   EXPECT_LT(stats->max_relative_error, 0.5);
-  EXPECT_EQ(stored[1]->compact->max_relative_error() <= stats->max_relative_error, true);
+  EXPECT_EQ(
+      stored[1]->forms[SegmentForm::kCompact]->max_relative_error() <= stats->max_relative_error,
+      true);
   EXPECT_EQ(backend_.encode_jobs, 3 * 4);
   EXPECT_EQ(backend_.encode_calls, 1) << "parts are encoded in batches";
 }
@@ -102,7 +104,7 @@ TEST_F(PutSessionTest, BlobsHoldTheValuesUnderTheRightHeaders) {
   for (int64_t i = 0; i < 2; ++i) {
     for (int layer = 0; layer < kSmall.layers; ++layer) {
       for (const Part part : kParts) {
-        const auto blob = stored[i]->exact->blob(layer, part)->bytes();
+        const auto blob = stored[i]->forms[SegmentForm::kExact]->blob(layer, part)->bytes();
         const auto header = OpenBlob(blob);
         ASSERT_TRUE(header.ok()) << header.status();
         EXPECT_EQ(*header, ExpectedHeader(*stored[i], SegmentForm::kExact, layer, part, 0));
@@ -120,7 +122,7 @@ TEST_F(PutSessionTest, BlobsHoldTheValuesUnderTheRightHeaders) {
                 .head_stride = kS * kSmall.head_dim,
                 .payload = payload.data()};
   ASSERT_TRUE(backend_.Encode(KvDtype::kBf16, std::span(&job, 1)).ok());
-  const auto compact = stored[1]->compact->blob(1, Part::kV)->bytes();
+  const auto compact = stored[1]->forms[SegmentForm::kCompact]->blob(1, Part::kV)->bytes();
   EXPECT_EQ(OpenBlob(compact)->relative_error, job.relative_error);
   EXPECT_TRUE(std::equal(payload.begin(), payload.end(), BlobPayload(compact).begin()));
 }
@@ -130,8 +132,8 @@ TEST_F(PutSessionTest, WithoutAProfileEverythingIsExact) {
   const auto tokens = RandomTokens(rng_, 2 * kS + 1);
   ASSERT_TRUE(PutAll(puts_, context_, tokens, Source(2, 1)).ok());
   for (const auto& segment : Stored(tokens)) {
-    EXPECT_NE(segment->exact, nullptr);
-    EXPECT_EQ(segment->compact, nullptr);
+    EXPECT_NE(segment->forms[SegmentForm::kExact], nullptr);
+    EXPECT_EQ(segment->forms[SegmentForm::kCompact], nullptr);
   }
   EXPECT_EQ(backend_.encode_calls, 0);
 }
@@ -179,7 +181,7 @@ TEST_F(PutSessionTest, ExactBytesAreAskedForAgainOnlyWhereTheyAreToBeKept) {
   ASSERT_TRUE(SendAll(*session, Source()).ok());
   const auto stats = session->Commit();
   EXPECT_EQ(stats->segments_stored, 0);
-  EXPECT_NE(Stored(tokens)[3]->exact, nullptr);
+  EXPECT_NE(Stored(tokens)[3]->forms[SegmentForm::kExact], nullptr);
 }
 
 TEST_F(PutSessionTest, PutsContinueFromAParent) {
@@ -339,7 +341,8 @@ TEST_F(PutSessionTest, CompactBlobsOfAnotherStoreAreTakenAsTheyAre) {
   for (const PlannedSegment& segment : (*session)->segments()) {
     for (int layer = 0; layer < kSmall.layers; ++layer) {
       for (const Part part : kParts) {
-        const auto blob = stored[segment.index]->compact->blob(layer, part)->bytes();
+        const auto blob =
+            stored[segment.index]->forms[SegmentForm::kCompact]->blob(layer, part)->bytes();
         EXPECT_EQ((*session)->PartBytes(segment, layer, part), blob.size());
         ASSERT_TRUE(Send(**session, segment.index, layer, part, blob.subspan(50), 50).ok());
         ASSERT_TRUE(Send(**session, segment.index, layer, part, blob.first(50)).ok());
@@ -349,9 +352,10 @@ TEST_F(PutSessionTest, CompactBlobsOfAnotherStoreAreTakenAsTheyAre) {
   const auto stats = (*session)->Commit();
   ASSERT_TRUE(stats.ok()) << stats.status();
   EXPECT_EQ(backend_.encode_jobs, jobs);
-  EXPECT_EQ(stats->max_relative_error, std::max(stored[1]->compact->max_relative_error(),
-                                                stored[2]->compact->max_relative_error()));
-  EXPECT_EQ(other.store.Get(std::vector{stored[2]->key})[0]->exact, nullptr);
+  EXPECT_EQ(stats->max_relative_error,
+            std::max(stored[1]->forms[SegmentForm::kCompact]->max_relative_error(),
+                     stored[2]->forms[SegmentForm::kCompact]->max_relative_error()));
+  EXPECT_EQ(other.store.Get(std::vector{stored[2]->key})[0]->forms[SegmentForm::kExact], nullptr);
 }
 
 TEST_F(PutSessionTest, CompactBlobsThatAreDamagedOrForeignEndThePut) {
@@ -367,7 +371,7 @@ TEST_F(PutSessionTest, CompactBlobsThatAreDamagedOrForeignEndThePut) {
   plan.payload = PutPayload::kCompact;
   const int64_t used = other.budget->used();
   const auto refused = [&](std::function<void(std::vector<std::byte>&)> spoil) {
-    const auto blob = stored[1]->compact->blob(0, Part::kK)->bytes();
+    const auto blob = stored[1]->forms[SegmentForm::kCompact]->blob(0, Part::kK)->bytes();
     std::vector<std::byte> bytes(blob.begin(), blob.end());
     spoil(bytes);
     auto session = puts.Begin(plan);
@@ -404,7 +408,7 @@ TEST_F(PutSessionTest, CompactBlobsThatAreDamagedOrForeignEndThePut) {
     const BandLayout& band = context_->layout->part(0, Part::kK).heads[1].bands[0];
     const uint16_t nan = 0x7fc0;
     std::memcpy(blob.data() + kBlobHeaderBytes + band.scale_offset, &nan, sizeof nan);
-    SealBlob(*OpenBlob(stored[1]->compact->blob(0, Part::kK)->bytes()), blob);
+    SealBlob(*OpenBlob(stored[1]->forms[SegmentForm::kCompact]->blob(0, Part::kK)->bytes()), blob);
   });
   EXPECT_EQ(status.code(), Code::kInvalidArgument);
   EXPECT_THAT(status.ToString(), HasSubstr("head 1, band 0"));

@@ -135,7 +135,8 @@ TEST_F(SegmentReaderTest, DenseIsDecodedFromCompactAndSaysItsError) {
     ExpectValues((*read)[i].k, values_[{i, 1, 0}], 0);
   }
   EXPECT_GT(scratch_->used(), 0);
-  EXPECT_EQ(f_.store.Get(keys_)[1]->exact, nullptr) << "decoded bytes are not kept";
+  EXPECT_EQ(f_.store.Get(keys_)[1]->forms[SegmentForm::kExact], nullptr)
+      << "decoded bytes are not kept";
 }
 
 TEST_F(SegmentReaderTest, ScratchIsBoundedAndGivenBack) {
@@ -150,7 +151,7 @@ TEST_F(SegmentReaderTest, ScratchIsBoundedAndGivenBack) {
 
 TEST_F(SegmentReaderTest, CompactIsMadeOnDemandAndKept) {
   Put(0);
-  f_.store.DropDamaged(keys_[1], f_.store.Get(keys_)[1]->compact);
+  f_.store.DropDamaged(keys_[1], f_.store.Get(keys_)[1]->forms[SegmentForm::kCompact]);
   const int jobs = backend_.encode_jobs;
   auto open = Open({kC});
   EXPECT_EQ(open[1].form, kC);
@@ -163,17 +164,17 @@ TEST_F(SegmentReaderTest, CompactIsMadeOnDemandAndKept) {
   EXPECT_EQ((*read)[3].missing, MissingReason::kFormNotHeld);
   EXPECT_EQ((*read)[3].k, nullptr);
   EXPECT_EQ(f_.metrics->compacted_on_demand, 2);
-  EXPECT_NE(f_.store.Get(keys_)[1]->compact, nullptr);
+  EXPECT_NE(f_.store.Get(keys_)[1]->forms[SegmentForm::kCompact], nullptr);
   Open({kC});
   EXPECT_EQ(f_.metrics->compacted_on_demand, 2);
   // The sink stays exact whatever else is held of it.
   f_.store.Evict(1);
-  EXPECT_GT(f_.store.Describe(keys_[0])->exact.bytes, 0);
+  EXPECT_GT(f_.store.Describe(keys_[0])->forms[SegmentForm::kExact].bytes, 0);
 }
 
 TEST_F(SegmentReaderTest, WithoutRoomCompactIsMadeLayerByLayerAndNotKept) {
   Put(0);
-  f_.store.DropDamaged(keys_[1], f_.store.Get(keys_)[1]->compact);
+  f_.store.DropDamaged(keys_[1], f_.store.Get(keys_)[1]->forms[SegmentForm::kCompact]);
   const SegmentPin pin = f_.store.Pin(keys_);
   const auto full = f_.budget->TryReserve(f_.budget->limit() - f_.budget->used());
   ASSERT_TRUE(full.ok());
@@ -187,7 +188,7 @@ TEST_F(SegmentReaderTest, WithoutRoomCompactIsMadeLayerByLayerAndNotKept) {
     EXPECT_GT(header->relative_error, 0);
     EXPECT_EQ((*read)[1].v->size(), open[1].Bytes(layer, 1) - (*read)[1].k->size());
   }
-  EXPECT_EQ(f_.store.Get(keys_)[1]->compact, nullptr);
+  EXPECT_EQ(f_.store.Get(keys_)[1]->forms[SegmentForm::kCompact], nullptr);
 }
 
 TEST_F(SegmentReaderTest, WhatIsNotThereIsMissingAndSaysWhy) {
@@ -230,7 +231,7 @@ TEST_F(SegmentReaderTest, BadRequestsAreRefused) {
 
 TEST_F(SegmentReaderTest, DamagedBytesAreNeverServed) {
   Put(0);
-  const FormPtr exact = f_.store.Get(keys_)[2]->exact;
+  const FormPtr exact = f_.store.Get(keys_)[2]->forms[SegmentForm::kExact];
   auto open = Open({kE});
   // One bit anywhere: header or payload.
   Damage(exact->blob(1, Part::kV), rng_() % exact->blob(1, Part::kV)->size());
@@ -255,9 +256,9 @@ TEST_F(SegmentReaderTest, DamagedBytesAreNeverServed) {
 TEST_F(SegmentReaderTest, DamageIsFoundWhenAFormIsMadeFromIt) {
   Put(0);
   auto stored = f_.store.Get(keys_);
-  f_.store.DropDamaged(keys_[1], stored[1]->compact);
-  Damage(stored[1]->exact->blob(0, Part::kK), 96);
-  Damage(stored[2]->compact->blob(0, Part::kK), 500);
+  f_.store.DropDamaged(keys_[1], stored[1]->forms[SegmentForm::kCompact]);
+  Damage(stored[1]->forms[SegmentForm::kExact]->blob(0, Part::kK), 96);
+  Damage(stored[2]->forms[SegmentForm::kCompact]->blob(0, Part::kK), 500);
   EXPECT_EQ(Missing(Open({kC})[1]), MissingReason::kCorrupt);
   auto dense = Open({kD});
   EXPECT_EQ(Missing(dense[1]), MissingReason::kNotStored) << "a hole is as good as nothing";
@@ -269,7 +270,7 @@ TEST_F(SegmentReaderTest, DamageIsFoundWhenAFormIsMadeFromIt) {
 
 TEST_F(SegmentReaderTest, ABlobOfAnotherPlaceIsAsBadAsADamagedOne) {
   Put(0);
-  const auto exact = f_.store.Get(keys_)[2]->exact;
+  const auto exact = f_.store.Get(keys_)[2]->forms[SegmentForm::kExact];
   const auto from = exact->blob(0, Part::kK)->bytes();
   auto& to = const_cast<BlobBuffer&>(*exact->blob(1, Part::kK));
   std::copy(from.begin(), from.end(), to.bytes().begin());
@@ -284,8 +285,8 @@ TEST_F(SegmentReaderTest, EnsureCompactMakesOnceOrSaysWhyNot) {
   const auto made = reader_.EnsureCompact(keys_[0]);
   ASSERT_TRUE(made.ok()) << made.status();
   EXPECT_EQ(*reader_.EnsureCompact(keys_[0]), *made);
-  Damage(f_.store.Get(keys_)[1]->exact->blob(0, Part::kV), 1000);
-  f_.store.DropDamaged(keys_[1], f_.store.Get(keys_)[1]->compact);
+  Damage(f_.store.Get(keys_)[1]->forms[SegmentForm::kExact]->blob(0, Part::kV), 1000);
+  f_.store.DropDamaged(keys_[1], f_.store.Get(keys_)[1]->forms[SegmentForm::kCompact]);
   EXPECT_EQ(reader_.EnsureCompact(keys_[1]).status().code(), Code::kDataLoss);
   EXPECT_EQ(reader_.EnsureCompact(keys_[1]).status().code(), Code::kFailedPrecondition);
 }

@@ -13,7 +13,9 @@ class EvictionTest : public testing::Test {
     return MakeChain(context_, RandomTokens(rng_, tokens));
   }
   bool Stored(const StoredSegment& s) { return f_.store.Describe(s.key).ok(); }
-  bool HasExact(const StoredSegment& s) { return f_.store.Describe(s.key)->exact.bytes > 0; }
+  bool HasExact(const StoredSegment& s) {
+    return f_.store.Describe(s.key)->forms[SegmentForm::kExact].bytes > 0;
+  }
 
   std::mt19937 rng_{std::random_device{}()};
   std::shared_ptr<const NamespaceContext> context_ = SmallContext();

@@ -30,8 +30,8 @@ TEST_F(LeaseTest, WhatIsLeasedAndWhatItStandsOnIsNotEvicted) {
   f_.store.Evict(kEverything);
   EXPECT_EQ(f_.store.Match(keys_)->segments.size(), 3);
   // Both forms of the leased one; of what stands before it only the bytes that are needed.
-  EXPECT_GT(f_.store.Describe(keys_[2])->exact.bytes, 0);
-  EXPECT_EQ(f_.store.Describe(keys_[1])->exact.bytes, 0);
+  EXPECT_GT(f_.store.Describe(keys_[2])->forms[SegmentForm::kExact].bytes, 0);
+  EXPECT_EQ(f_.store.Describe(keys_[1])->forms[SegmentForm::kExact].bytes, 0);
   EXPECT_EQ(f_.store.Delete(keys_, true).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 

@@ -85,8 +85,8 @@ class ModelTest : public testing::Test {
     for (const SegmentSummary& row : rows) {
       const auto it = model_.all.find(row.key);
       ASSERT_NE(it, model_.all.end());
-      ASSERT_EQ(row.exact.bytes, it->second.exact);
-      ASSERT_EQ(row.compact.bytes, it->second.compact);
+      ASSERT_EQ(row.forms[SegmentForm::kExact].bytes, it->second.exact);
+      ASSERT_EQ(row.forms[SegmentForm::kCompact].bytes, it->second.compact);
       ASSERT_EQ(row.holds, it->second.holds);
       // Never a child without its parent.
       ASSERT_TRUE(row.index == 0 || model_.all.contains(row.parent));

@@ -36,12 +36,12 @@ TEST_F(SegmentStoreTest, ACommittedChainMatchesWithItsTail) {
   EXPECT_TRUE(match->tail->tail);
   EXPECT_EQ(match->segments[1].index, 1);
   EXPECT_EQ(match->segments[1].parent, keys[0]);
-  EXPECT_EQ(match->segments[1].exact.bytes,
+  EXPECT_EQ(match->segments[1].forms[SegmentForm::kExact].bytes,
             static_cast<int64_t>(kSmall.DenseBytes(kS) + 4 * kBlobHeaderBytes));
-  EXPECT_EQ(match->segments[1].compact.bytes,
+  EXPECT_EQ(match->segments[1].forms[SegmentForm::kCompact].bytes,
             static_cast<int64_t>(context_->layout->SegmentPayloadBytes() + 4 * kBlobHeaderBytes));
-  EXPECT_FLOAT_EQ(match->segments[1].compact.max_relative_error, 0.25f);
-  EXPECT_FLOAT_EQ(match->segments[1].compact.mean_relative_error, 0.25f);
+  EXPECT_FLOAT_EQ(match->segments[1].forms[SegmentForm::kCompact].max_relative_error, 0.25f);
+  EXPECT_FLOAT_EQ(match->segments[1].forms[SegmentForm::kCompact].mean_relative_error, 0.25f);
   EXPECT_FALSE(match->lease.has_value());
   EXPECT_EQ(f_.metrics->match_hits, 4);
 }
@@ -72,13 +72,13 @@ TEST_F(SegmentStoreTest, GetGivesFormsThatOutliveTheSegment) {
   auto got = f_.store.Get(std::vector{Digest{}, chain[0].key});
   EXPECT_FALSE(got[0].has_value());
   ASSERT_TRUE(got[1].has_value());
-  EXPECT_NE(got[1]->exact, nullptr);
-  EXPECT_EQ(got[1]->compact, nullptr);
-  EXPECT_EQ(got[1]->form(SegmentForm::kExact), got[1]->exact);
-  EXPECT_EQ(got[1]->form(SegmentForm::kDense), nullptr);
+  EXPECT_NE(got[1]->forms[SegmentForm::kExact], nullptr);
+  EXPECT_EQ(got[1]->forms[SegmentForm::kCompact], nullptr);
+  EXPECT_EQ(got[1]->exact_data(), got[1]->forms[SegmentForm::kExact]);
+  EXPECT_EQ(got[1]->forms[SegmentForm::kDense], nullptr);
   ASSERT_TRUE(f_.store.Delete(f_.Keys(chain), false).ok());
-  EXPECT_GT(f_.budget->used(), got[1]->exact->bytes());
-  EXPECT_TRUE(OpenBlob(got[1]->exact->blob(1, Part::kV)->bytes()).ok());
+  EXPECT_GT(f_.budget->used(), got[1]->forms[SegmentForm::kExact]->bytes());
+  EXPECT_TRUE(OpenBlob(got[1]->forms[SegmentForm::kExact]->blob(1, Part::kV)->bytes()).ok());
   got.clear();
   EXPECT_EQ(f_.budget->used(), 0);
 }
@@ -86,16 +86,16 @@ TEST_F(SegmentStoreTest, GetGivesFormsThatOutliveTheSegment) {
 TEST_F(SegmentStoreTest, CommittingAgainAddsOnlyTheMissingForm) {
   const auto chain = Chain(2 * kS);
   ASSERT_TRUE(f_.Commit(chain, true, false).ok());
-  const FormPtr before = f_.store.Get(f_.Keys(chain))[1]->exact;
+  const FormPtr before = f_.store.Get(f_.Keys(chain))[1]->forms[SegmentForm::kExact];
   const int64_t used = f_.budget->used();
   const auto again = f_.Commit(chain, true, false);
   EXPECT_EQ(again->stored, 0);
   EXPECT_EQ(again->deduplicated, 2);
   EXPECT_EQ(again->forms_added, 0);
   EXPECT_EQ(f_.budget->used(), used);
-  EXPECT_EQ(f_.store.Get(f_.Keys(chain))[1]->exact, before);
+  EXPECT_EQ(f_.store.Get(f_.Keys(chain))[1]->forms[SegmentForm::kExact], before);
   EXPECT_EQ(f_.Commit(chain, false, true)->forms_added, 2);
-  EXPECT_NE(f_.store.Get(f_.Keys(chain))[1]->compact, nullptr);
+  EXPECT_NE(f_.store.Get(f_.Keys(chain))[1]->forms[SegmentForm::kCompact], nullptr);
 }
 
 TEST_F(SegmentStoreTest, AddFormAddsOnce) {
@@ -180,9 +180,9 @@ TEST_F(SegmentStoreTest, ADamagedFormIsDroppedAndItsSegmentWithIt) {
   const auto chain = Chain(2 * kS);
   ASSERT_TRUE(f_.Commit(chain, true, true).ok());
   auto leaf = f_.store.Get(f_.Keys(chain))[1];
-  f_.store.DropDamaged(chain[1].key, leaf->exact);
-  EXPECT_EQ(f_.store.Describe(chain[1].key)->exact.bytes, 0);
-  f_.store.DropDamaged(chain[1].key, leaf->compact);
+  f_.store.DropDamaged(chain[1].key, leaf->forms[SegmentForm::kExact]);
+  EXPECT_EQ(f_.store.Describe(chain[1].key)->forms[SegmentForm::kExact].bytes, 0);
+  f_.store.DropDamaged(chain[1].key, leaf->forms[SegmentForm::kCompact]);
   EXPECT_EQ(f_.store.Describe(chain[1].key).status().code(), absl::StatusCode::kNotFound);
 }
 
@@ -190,7 +190,7 @@ TEST_F(SegmentStoreTest, ADamagedSegmentInTheMiddleLeavesAHoleThatAPutFills) {
   const auto chain = Chain(3 * kS);
   ASSERT_TRUE(f_.Commit(chain, true, false).ok());
   const auto keys = f_.Keys(chain);
-  f_.store.DropDamaged(keys[1], f_.store.Get(keys)[1]->exact);
+  f_.store.DropDamaged(keys[1], f_.store.Get(keys)[1]->forms[SegmentForm::kExact]);
   EXPECT_EQ(f_.store.Match(keys)->segments.size(), 1);
   ASSERT_TRUE(f_.Commit({chain[1]}, true, false).ok());
   EXPECT_EQ(f_.store.Match(keys)->segments.size(), 3);
@@ -221,16 +221,16 @@ TEST_F(SegmentStoreTest, ListsParentsBeforeChildrenAndCounts) {
   const StoreStats stats = f_.store.Stats();
   EXPECT_EQ(stats.segments, 6);
   EXPECT_EQ(stats.tails, 1);
-  EXPECT_EQ(stats.exact_forms, 6);
-  EXPECT_EQ(stats.compact_forms, 3);
+  EXPECT_EQ(stats.forms[SegmentForm::kExact].count, 6);
+  EXPECT_EQ(stats.forms[SegmentForm::kCompact].count, 3);
   int64_t exact = 0;
   int64_t compact = 0;
   for (const auto& row : rows) {
-    exact += row.exact.bytes;
-    compact += row.compact.bytes;
+    exact += row.forms[SegmentForm::kExact].bytes;
+    compact += row.forms[SegmentForm::kCompact].bytes;
   }
-  EXPECT_EQ(stats.exact_bytes, exact);
-  EXPECT_EQ(stats.compact_bytes, compact);
+  EXPECT_EQ(stats.forms[SegmentForm::kExact].bytes, exact);
+  EXPECT_EQ(stats.forms[SegmentForm::kCompact].bytes, compact);
   EXPECT_EQ(f_.budget->used(),
             exact + compact + 6 * kSegmentOverheadBytes + (6 + 3) * 4 * kBufferOverheadBytes);
 }

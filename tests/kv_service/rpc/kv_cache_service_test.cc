@@ -488,7 +488,7 @@ TEST_F(KvCacheServiceTest, DamagedMemoryIsNeverServed) {
   const auto keys = KeysOf(ns_, sequence);
   const Digest second = *Digest::FromRaw(keys[1], "key");
   const auto stored = service_.core().store.Get({&second, 1});
-  Damage(stored[0]->compact->blob(1, Part::kV), 200);
+  Damage(stored[0]->forms[SegmentForm::kCompact]->blob(1, Part::kV), 200);
 
   const auto fetched = Fetch(service_.client(), MakeGet(keys, {kExact, kCompact}));
   EXPECT_EQ(fetched.status().code(), absl::StatusCode::kDataLoss) << fetched.status();

@@ -1,0 +1,32 @@
+// Which held form of a segment serves a wish, and out of which a missing form can be made.
+
+#pragma once
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "kv_service/core/stored_segment.h"
+
+namespace fourierkv {
+
+// One way to serve a segment: `source` is held, and made into `form` unless it is that already.
+struct FormWay {
+  SegmentForm form = SegmentForm::kExact;
+  SegmentForm source = SegmentForm::kExact;
+
+  bool held() const { return form == source; }
+  bool operator==(const FormWay&) const = default;
+};
+
+// All ways to give one of `wanted`, best first: forms that are held, in the order of `wanted`; then
+// forms that can be made, in that order, each of its cheapest source first. COMPACT is made of full
+// segments with a profile only. DENSE is what COMPACT decodes to, so it is made of that if it can
+// be, else copied from exact data.
+std::vector<FormWay> WaysToServe(const StoredSegment& segment, std::span<const SegmentForm> wanted);
+
+// The largest relative error of what `way` gives, or nullopt if it is measured only when the form
+// is made.
+std::optional<float> KnownError(const StoredSegment& segment, const FormWay& way);
+
+}  // namespace fourierkv
