@@ -94,9 +94,9 @@ absl::StatusOr<Allocation> Allocate(std::span<const HeadCosts> heads,
                                     double bits_per_value, const AllocationOptions& options) {
   if (heads.empty() || heads.size() != sensitivities.size() || representations.empty() ||
       representations.size() > 255) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        heads.size(), " heads, ", sensitivities.size(), " sensitivities and ",
-        representations.size(), " representations do not make a problem to solve"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(heads.size(), " heads, ", sensitivities.size(), " sensitivities and ",
+                     representations.size(), " representations do not make a problem to solve"));
   }
   const Solver solver(heads, sensitivities, representations, options);
   // At lambda 0 every channel takes its best; so large a lambda that bits alone count gives the

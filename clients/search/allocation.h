@@ -30,8 +30,8 @@ struct Allocation {
   double harm = 0;                // predicted: sum of sensitivity x error over all channels
 };
 
-// Minimises sum(sensitivity x error) for at most `bits_per_value` on average, by the Lagrangian: each
-// channel takes the representation with the least harm + lambda x bits, and lambda is bisected
+// Minimises sum(sensitivity x error) for at most `bits_per_value` on average, by the Lagrangian:
+// each channel takes the representation with the least harm + lambda x bits, and lambda is bisected
 // (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988).
 // `sensitivities`: one per head. InvalidArgument if not even the cheapest representation fits.
 absl::StatusOr<Allocation> Allocate(std::span<const HeadCosts> heads,

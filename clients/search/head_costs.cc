@@ -54,8 +54,8 @@ std::vector<double> ChannelWeights(const Matrix& a, const std::vector<int16_t>& 
 // One segment of one head of a dense cache, as float: [S][D].
 void LoadSegment(const ExactBlock& block, Part part, int head, int64_t segment, KvDtype dtype,
                  int tokens, int dim, float* out) {
-  const uint16_t* from = (part == Part::kK ? block.k : block.v) + head * block.head_stride +
-                         segment * tokens * dim;
+  const uint16_t* from =
+      (part == Part::kK ? block.k : block.v) + head * block.head_stride + segment * tokens * dim;
   for (int64_t i = 0; i < int64_t{tokens} * dim; ++i) {
     out[i] = KvToFloat(from[i], dtype);
   }
@@ -276,9 +276,10 @@ absl::StatusOr<std::vector<HeadCosts>> CollectCosts(
   int64_t segments = 0;
   for (const auto& context : contexts) segments += collector.Segments(*context);
   if (segments < 2) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the contexts have ", segments, " compressed segments, 2 are needed: make them longer than ",
-        options.recent_window + 3 * options.segment_tokens, " tokens"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the contexts have ", segments,
+                     " compressed segments, 2 are needed: make them longer than ",
+                     options.recent_window + 3 * options.segment_tokens, " tokens"));
   }
   return collector.Run(representations);
 }

@@ -29,8 +29,8 @@ class OneHeadForm final : public CacheForm {
  public:
   OneHeadForm(const HeadPlace& place, const CodecProfile& profile, int64_t recent_window,
               ComputeBackend* backend)
-      : CacheForm(absl::StrCat("layer ", place.layer, " head ", place.head, " ",
-                               PartName(place.part))),
+      : CacheForm(
+            absl::StrCat("layer ", place.layer, " head ", place.head, " ", PartName(place.part))),
         place_(place),
         layout_(profile),
         recent_window_(recent_window),
@@ -42,7 +42,9 @@ class OneHeadForm final : public CacheForm {
     const KvGeometry& g = dense.geometry();
     const int64_t n = dense.length();
     const int64_t head_size = n * g.head_dim;
-    absl::Status s = (*cache)->BeginFill({.length = n}, absl::InfiniteFuture());
+    FillPlan plan;
+    plan.length = n;
+    absl::Status s = (*cache)->BeginFill(plan, absl::InfiniteFuture());
     std::vector<uint16_t> k(g.kv_heads * head_size), v(k.size());
     for (int layer = 0; s.ok() && layer < g.layers; ++layer) {
       const ExactBlock exact = dense.exact_block(layer);
@@ -66,8 +68,8 @@ class OneHeadForm final : public CacheForm {
     const KvGeometry& g = dense.geometry();
     const int64_t head_size = dense.length() * g.head_dim;
     const int64_t segment_size = int64_t{layout.segment_tokens} * g.head_dim;
-    const int64_t segments = CompactKvCache::CompactSegments(dense.length(), layout.segment_tokens,
-                                                             recent_window_);
+    const int64_t segments =
+        CompactKvCache::CompactSegments(dense.length(), layout.segment_tokens, recent_window_);
     const int64_t words = (layout.payload_bytes + 3) / 4;
     std::vector<uint32_t> payloads(segments * words);
     std::vector<uint16_t> decoded(segments * segment_size * g.kv_heads);
@@ -100,8 +102,7 @@ std::unique_ptr<CacheForm> MakeOneHeadForm(const KvGeometry& model, const HeadPl
                                            const HeadProfile& head, BasisKind basis,
                                            int segment_tokens, int64_t recent_window,
                                            ComputeBackend* backend) {
-  return std::make_unique<OneHeadForm>(place,
-                                       ProfileOf(model, place, head, basis, segment_tokens),
+  return std::make_unique<OneHeadForm>(place, ProfileOf(model, place, head, basis, segment_tokens),
                                        recent_window, backend);
 }
 

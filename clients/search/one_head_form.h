@@ -19,8 +19,8 @@ struct HeadPlace {
 };
 
 // Every segment that a compact cache would compress is encoded and decoded for that head; the
-// other heads, and its exact tokens, are untouched. Attention then runs as on any dense cache, which
-// is faster than decoding a whole compact cache for each chunk. `backend` must outlive it.
+// other heads, and its exact tokens, are untouched. Attention then runs as on any dense cache,
+// which is faster than decoding a whole compact cache for each chunk. `backend` must outlive it.
 std::unique_ptr<CacheForm> MakeOneHeadForm(const KvGeometry& model, const HeadPlace& place,
                                            const HeadProfile& head, BasisKind basis,
                                            int segment_tokens, int64_t recent_window,

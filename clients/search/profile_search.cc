@@ -52,9 +52,9 @@ class Search {
     }
     // The largest ratio that keeps the quality, on a logarithmic scale.
     double low = std::log(kSmallestRatio), high = std::log(result->ratio);
-    absl::StatusOr<SearchResult> best = absl::InvalidArgumentError(absl::StrFormat(
-        "no profile down to %.0f x keeps the KL divergence below %g; allow more",
-        kSmallestRatio, options_.max_kl));
+    absl::StatusOr<SearchResult> best = absl::InvalidArgumentError(
+        absl::StrFormat("no profile down to %.0f x keeps the KL divergence below %g; allow more",
+                        kSmallestRatio, options_.max_kl));
     for (int i = 0; i < kQualityBisections; ++i) {
       const double middle = i == 0 ? std::max(low, high - std::log(2)) : (low + high) / 2;
       result = AtRatio(std::exp(middle));
@@ -137,7 +137,8 @@ class Search {
     double bits = 16 / ratio;
     // Headers and padding come on top of what is allocated.
     for (int i = 0; i < 8; ++i) {
-      auto allocated = Allocate(costs_, sensitivities_, options_.representations, bits, allocation());
+      auto allocated =
+          Allocate(costs_, sensitivities_, options_.representations, bits, allocation());
       if (!allocated.ok()) return allocated.status();
       result.profile = MakeProfile(*allocated);
       result.predicted_harm = allocated->harm;
@@ -177,9 +178,8 @@ class Search {
   }
 
   absl::StatusOr<SearchQuality> Measure(const CodecProfile& profile) {
-    const auto form =
-        MakeCompactForm(profile.name, std::make_shared<const ProfileLayout>(profile),
-                        options_.costs.recent_window, engine_.backend);
+    const auto form = MakeCompactForm(profile.name, std::make_shared<const ProfileLayout>(profile),
+                                      options_.costs.recent_window, engine_.backend);
     SearchQuality quality;
     TailScore tail, dense_tail;
     for (size_t i = 0; i < contexts_.size(); ++i) {

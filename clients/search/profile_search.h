@@ -1,8 +1,10 @@
 // Finds the codec profile that harms a model least for its bytes.
 //
-//   1. Every representation of every channel is tried on real caches: its error, weighed by what the
+//   1. Every representation of every channel is tried on real caches: its error, weighed by what
+//   the
 //      channel means to attention (head_costs.h).
-//   2. Every head is compressed alone, and what that does to the model's predictions is measured: its
+//   2. Every head is compressed alone, and what that does to the model's predictions is measured:
+//   its
 //      sensitivity, harm per weighted error. Heads differ by factors of thousands.
 //   3. Bits go where they prevent most harm (allocation.h).
 //   4. The profile found is measured as a whole; for a quality budget, the ratio is bisected.
@@ -39,9 +41,9 @@ struct SearchOptions {
 
 // Of the profile as a whole, over all contexts of the search.
 struct SearchQuality {
-  double harm = 0;            // Harm(), mean over contexts
-  double kl = 0;              // mean, nats
-  double top_agreement = 0;   // 0 to 1
+  double harm = 0;           // Harm(), mean over contexts
+  double kl = 0;             // mean, nats
+  double top_agreement = 0;  // 0 to 1
   double bits_per_byte = 0;
   double dense_bits_per_byte = 0;
   int questions = 0;  // of the recall tasks
@@ -54,12 +56,13 @@ struct SearchResult {
   double ratio = 0;      // of compressed segments, headers included
   double predicted_harm = 0;
   SearchQuality quality;
-  std::vector<HeadCosts> costs;            // index as CodecProfile::heads, and so is:
-  std::vector<double> sensitivities;       // harm per weighted error
+  std::vector<HeadCosts> costs;       // index as CodecProfile::heads, and so is:
+  std::vector<double> sensitivities;  // harm per weighted error
 };
 
-// What a form does to a model: the mean, over the tail's tokens and the answers that the dense model
-// knows, of the KL divergence from dense. For answers, the loss in log-likelihood stands for it.
+// What a form does to a model: the mean, over the tail's tokens and the answers that the dense
+// model knows, of the KL divergence from dense. For answers, the loss in log-likelihood stands for
+// it.
 double Harm(const FormMetrics& form, const FormMetrics& dense);
 
 // `progress` is told in words what has been done; `state` keeps sensitivities. InvalidArgument for

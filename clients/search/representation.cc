@@ -54,15 +54,15 @@ absl::StatusOr<std::vector<Representation>> ParseRepresentations(absl::string_vi
   for (const absl::string_view name : absl::StrSplit(names, ',')) {
     Representation one;
     if (!ParseOne(name, &one)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("'", name, "' is no representation; known are int2, int3, int4, int8, bf16, ",
-                       "and M1 to M", profile_limits::kMaxCoefficients,
-                       " coefficients of 8 bits, or of 16 as in M1x16"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "'", name, "' is no representation; known are int2, int3, int4, int8, bf16, ",
+          "and M1 to M", profile_limits::kMaxCoefficients,
+          " coefficients of 8 bits, or of 16 as in M1x16"));
     }
     if (one.coefficients > (basis == BasisKind::kMean ? 1 : segment_tokens)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(name, " has more coefficients than the basis ", BasisName(basis), " of ",
-                       segment_tokens, " tokens"));
+      return absl::InvalidArgumentError(absl::StrCat(name, " has more coefficients than the basis ",
+                                                     BasisName(basis), " of ", segment_tokens,
+                                                     " tokens"));
     }
     if (std::find(result.begin(), result.end(), one) == result.end()) result.push_back(one);
   }

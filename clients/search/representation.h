@@ -31,7 +31,6 @@ absl::StatusOr<std::vector<Representation>> ParseRepresentations(absl::string_vi
                                                                  int segment_tokens);
 
 // Everything a search chooses from unless told otherwise.
-inline constexpr char kDefaultRepresentations[] =
-    "M1x16,M2,M4,M8,M16,M32,int2,int3,int4,int8,bf16";
+inline constexpr char kDefaultRepresentations[] = "M1x16,M2,M4,M8,M16,M32,int2,int3,int4,int8,bf16";
 
 }  // namespace fourierkv

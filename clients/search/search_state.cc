@@ -19,7 +19,8 @@ absl::StatusOr<SearchState> SearchState::Open(const std::string& path, const std
   if (!file) return state;
   std::stringstream text;
   text << file.rdbuf();
-  const nlohmann::json json = nlohmann::json::parse(text.str(), nullptr, /*allow_exceptions=*/false);
+  const nlohmann::json json =
+      nlohmann::json::parse(text.str(), nullptr, /*allow_exceptions=*/false);
   if (!json.is_object() || !json.contains("inputs") || !json["inputs"].is_string() ||
       !json.contains("measured") || !json["measured"].is_object()) {
     return absl::InvalidArgumentError(
@@ -27,8 +28,9 @@ absl::StatusOr<SearchState> SearchState::Open(const std::string& path, const std
   }
   if (json["inputs"].get<std::string>() != inputs) {
     return absl::FailedPreconditionError(
-        absl::StrCat(path, " belongs to a search with another model, text or options; delete it or "
-                           "name another file"));
+        absl::StrCat(path,
+                     " belongs to a search with another model, text or options; delete it or "
+                     "name another file"));
   }
   for (const auto& [name, value] : json["measured"].items()) {
     if (!value.is_number() || !std::isfinite(value.get<double>())) {
