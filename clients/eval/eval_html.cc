@@ -62,17 +62,31 @@ std::string MarkIcon(Mark mark) {
                       "</svg>");
 }
 
-// The share of all answers that are right, or 0 without questions; copies count by byte.
-double Recall(const FormMetrics& metrics) {
+// Of the tasks with one right answer that can be known, in percent; 0 without questions.
+double FactsRight(const EvalRow& row, const EvalRow&) {
   double right = 0, all = 0;
-  for (const TaskScore& task : metrics.tasks) {
-    const bool copy = task.task == RecallTask::kCopy;
-    const double share = copy ? static_cast<double>(task.tokens_right) / task.answer_tokens
-                              : static_cast<double>(task.right) / task.questions;
-    right += share * task.questions;
+  for (const TaskScore& task : row.metrics.tasks) {
+    if (task.task != RecallTask::kNeedle && task.task != RecallTask::kNear) continue;
+    right += task.right;
     all += task.questions;
   }
-  return all == 0 ? 0 : right / all;
+  return all == 0 ? 0 : 100 * right / all;
+}
+
+// Of all tasks, in percent.
+double AnswersAsDense(const EvalRow& row, const EvalRow&) {
+  double agree = 0, all = 0;
+  for (const TaskScore& task : row.metrics.tasks) {
+    agree += task.agree;
+    all += task.questions;
+  }
+  return all == 0 ? 0 : 100 * agree / all;
+}
+
+double MeanAttentionError(const EvalRow& row, const EvalRow&) {
+  double sum = 0;
+  for (const double error : row.metrics.attention_error) sum += error;
+  return sum / static_cast<double>(std::max<size_t>(row.metrics.attention_error.size(), 1));
 }
 
 struct Measure {
@@ -92,11 +106,16 @@ constexpr Measure kTailMeasures[] = {
      [](const EvalRow& row, const EvalRow&) { return row.metrics.tail.mean_kl(); }},
     {"Same likeliest token as dense: higher is better", "top-1 agreement, %", false, true,
      [](const EvalRow& row, const EvalRow&) { return 100 * row.metrics.tail.top_agreement(); }},
+    {"Error of attention's output: lower is better", "relative error, mean over layers (log scale)",
+     true, false, MeanAttentionError},
 };
 
-constexpr Measure kRecallMeasure = {
-    "Recall, all tasks: higher is better", "answers right, %", false, true,
-    [](const EvalRow& row, const EvalRow&) { return 100 * Recall(row.metrics); }};
+constexpr Measure kRecallMeasures[] = {
+    {"Facts recalled (needle, near): higher is better", "answers right, %", false, true,
+     FactsRight},
+    {"Same answer as dense, all tasks: higher is better", "answers agreeing, %", false, true,
+     AnswersAsDense},
+};
 
 std::string PlotOf(const Measure& measure, const EvalSection& section, const EvalPlan& plan) {
   const EvalRow& dense = section.rows[0];
@@ -232,7 +251,9 @@ std::string EvalHtml(const EvalSource& source, const EvalResult& result) {
       }
     }
     if (!section.rows[0].metrics.tasks.empty()) {
-      absl::StrAppend(&html, PlotOf(kRecallMeasure, section, plan));
+      for (const Measure& measure : kRecallMeasures) {
+        absl::StrAppend(&html, PlotOf(measure, section, plan));
+      }
     }
     absl::StrAppend(&html, "</div>\n", MainTable(section, plan), AttentionTable(section, plan));
     for (const EvalRow& row : section.rows) {

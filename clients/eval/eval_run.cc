@@ -31,6 +31,10 @@ absl::Status CheckPlan(const EvalPlan& plan, const ModelConfig& config) {
     if (absl::Status s = profile.CheckFits(config.Geometry()); !s.ok()) {
       return absl::Status(s.code(), absl::StrCat(profile.name, ": ", s.message()));
     }
+    if (profile.sequence.has_value()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          profile.name, " spans whole sequences; give a profile whose segments are compressed"));
+    }
   }
   return absl::OkStatus();
 }

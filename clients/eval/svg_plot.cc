@@ -105,34 +105,62 @@ Axis AxisOver(const std::vector<double>& values, bool log, double from, double t
   return Axis(low, high, log, from, to);
 }
 
-// Puts labels beside their marks where they cover neither a mark nor each other.
-std::string Labels(const Plot& plot, const Axis& x, const Axis& y) {
-  std::vector<Box> taken;
-  for (const PlotPoint& point : plot.points) {
-    const double px = x.At(point.x), py = y.At(point.y);
-    taken.push_back({px - 6, py - 6, px + 6, py + 6});
+// Places for texts where they cover neither a mark nor each other.
+class FreeSpace {
+ public:
+  FreeSpace(const Plot& plot, const Axis& x, const Axis& y) {
+    for (const PlotPoint& point : plot.points) {
+      const double px = x.At(point.x), py = y.At(point.y);
+      taken_.push_back({px - 6, py - 6, px + 6, py + 6});
+    }
   }
+
+  // `text` at the first of `corners` (left, top) that is free, or nothing.
+  std::string Place(const std::string& text,
+                    const std::vector<std::pair<double, double>>& corners) {
+    const double width = kCharacter * static_cast<double>(text.size());
+    for (const auto& [left, top] : corners) {
+      const Box box = {left, top, left + width, top + kLine};
+      const bool inside =
+          box.left >= kLeft && box.right <= kWidth && box.top >= kTop - 14 && box.bottom <= kBottom;
+      if (!inside || std::any_of(taken_.begin(), taken_.end(),
+                                 [&](const Box& other) { return box.Overlaps(other); })) {
+        continue;
+      }
+      taken_.push_back(box);
+      return Text(left, top + kLine - 2.5, "label", text);
+    }
+    return "";
+  }
+
+ private:
+  std::vector<Box> taken_;
+};
+
+std::string Labels(const Plot& plot, const Axis& x, const Axis& y) {
+  FreeSpace space(plot, x, y);
   std::string svg;
+  if (plot.has_reference) {
+    const double at = y.At(plot.reference);
+    const double right = kRight - kCharacter * static_cast<double>(plot.reference_label.size());
+    svg += space.Place(plot.reference_label, {{kLeft + 5, at - 13},
+                                              {right, at - 13},
+                                              {(kLeft + right) / 2, at - 13},
+                                              {kLeft + 5, at + 2},
+                                              {right, at + 2}});
+  }
   for (const PlotPoint& point : plot.points) {
     if (point.label.empty()) continue;
     const double px = x.At(point.x), py = y.At(point.y);
     const double width = kCharacter * static_cast<double>(point.label.size());
-    const std::pair<double, double> corners[] = {
-        {px + 9, py - 6},          {px - 9 - width, py - 6}, {px - width / 2, py - 21},
-        {px - width / 2, py + 9},  {px + 7, py - 18},        {px + 7, py + 6},
-        {px - 7 - width, py - 18}, {px - 7 - width, py + 6}};
-    for (const auto& [left, top] : corners) {
-      const Box box = {left, top, left + width, top + kLine};
-      const bool inside =
-          box.left >= kLeft && box.right <= kWidth && box.top >= kTop - 8 && box.bottom <= kBottom;
-      if (!inside || std::any_of(taken.begin(), taken.end(),
-                                 [&](const Box& other) { return box.Overlaps(other); })) {
-        continue;
-      }
-      taken.push_back(box);
-      svg += Text(left, top + kLine - 2.5, "label", point.label);
-      break;
-    }
+    svg += space.Place(point.label, {{px + 9, py - 6},
+                                     {px - 9 - width, py - 6},
+                                     {px - width / 2, py - 21},
+                                     {px - width / 2, py + 9},
+                                     {px + 7, py - 18},
+                                     {px + 7, py + 6},
+                                     {px - 7 - width, py - 18},
+                                     {px - 7 - width, py + 6}});
   }
   return svg;
 }
@@ -214,7 +242,6 @@ std::string PlotSvg(const Plot& plot) {
   if (plot.has_reference) {
     const double at = y.At(plot.reference);
     svg += Line(kLeft, at, kRight, at, "reference");
-    svg += Text(kRight, at - 4, "y label", plot.reference_label);
   }
   for (const PlotPoint& point : plot.points) {
     svg += absl::StrCat("<g>", MarkSvg(point.mark, x.At(point.x), y.At(point.y)), "<title>",
