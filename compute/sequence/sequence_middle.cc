@@ -47,14 +47,14 @@ SequenceMiddle::SequenceMiddle(const SequencePart* part, std::shared_ptr<const S
   }
 }
 
-int64_t SequenceMiddle::bytes() const {
-  size_t bytes = 0;
-  for (size_t h = 0; h < heads_.size(); ++h) {
-    const Head& head = heads_[h];
-    bytes += (head.coefficients.size() + head.gain.size() + head.shift.size()) * sizeof(float) +
-             part_->heads[h].resident.size() * head.tokens * sizeof(uint16_t);
+int64_t SequenceMiddle::BytesFor(const SequencePart& part, int64_t tokens) {
+  int64_t bytes = 0;
+  for (const SequenceHead& head : part.heads) {
+    const int64_t floats = part.scope.states() + (part.scope.peak_rescale ? 2 : 0);
+    bytes += static_cast<int64_t>(head.spectral.size() * sizeof(float)) * floats +
+             static_cast<int64_t>(head.resident.size() * sizeof(uint16_t)) * tokens;
   }
-  return static_cast<int64_t>(bytes);
+  return bytes;
 }
 
 void SequenceMiddle::AppendHead(int h, KvDtype dtype, const uint16_t* dense, int64_t n) {

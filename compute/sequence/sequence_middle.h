@@ -34,8 +34,8 @@ class SequenceMiddle {
   const SequenceHead& channels(int h) const { return part_->heads[h]; }
   // Of every head, once all were given the same.
   int64_t tokens() const { return heads_[0].tokens; }
-  // What coefficients, gains and residents take in memory.
-  int64_t bytes() const;
+  // What coefficients, gains and residents of K or V of a layer take in memory.
+  static int64_t BytesFor(const SequencePart& part, int64_t tokens);
 
   // Adds `n` tokens behind those that the head holds. dense: [n][head_dim], finite. The caller sees
   // to it that they fit. Time is proportional to n, whatever is held already.
