@@ -26,6 +26,14 @@ target_compile_options(fourierkv_options INTERFACE
 if(FOURIERKV_WERROR)
   target_compile_options(fourierkv_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()
+if(FOURIERKV_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID MATCHES Clang)
+    message(FATAL_ERROR "FOURIERKV_FUZZ needs clang: add -DCMAKE_CXX_COMPILER=clang++")
+  endif()
+  target_compile_options(fourierkv_options INTERFACE -fsanitize=fuzzer-no-link,address,undefined
+    -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+  target_link_options(fourierkv_options INTERFACE -fsanitize=address,undefined)
+endif()
 if(FOURIERKV_SANITIZER STREQUAL "address")
   target_compile_options(fourierkv_options INTERFACE -fsanitize=address,undefined
     -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
