@@ -76,7 +76,6 @@ ArchiveSymbolShape ArchiveCodec::Shape(int layer, Part part) const {
 absl::StatusOr<ArchivedPart> ArchiveCodec::Encode(int layer, Part part, KvDtype dtype,
                                                   int64_t first_token,
                                                   std::span<const uint16_t> dense) const {
-  if (auto s = CheckSize(dense.size(), PartSize()); !s.ok()) return s;
   std::vector<int16_t> symbols(PartSize());
   double energy = 0;
   double error = 0;
@@ -112,6 +111,7 @@ absl::Status ArchiveCodec::ForEachHead(
     int layer, Part part, KvDtype dtype, int64_t first_token, std::span<const uint16_t> dense,
     absl::FunctionRef<absl::Status(const ArchiveTransform&, int, std::span<const float>)> use)
     const {
+  if (auto s = CheckSize(dense.size(), PartSize()); !s.ok()) return s;
   const size_t size = PartSize() / geometry_.kv_heads;
   const RopeTable rope = part == Part::kK ? rope_.At(first_token) : RopeTable();
   std::vector<float>& x = Scratch(size, 0);
