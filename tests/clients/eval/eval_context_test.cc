@@ -13,7 +13,7 @@
 namespace fourierkv {
 namespace {
 
-constexpr int kContext = 4096;
+constexpr int kContext = 3072;
 constexpr int64_t kWindow = 256;
 
 // Text that the shipped profile was not calibrated on.
@@ -34,8 +34,8 @@ class EvalContextTest : public testing::Test {
     ASSERT_TRUE(model.ok()) << model.status();
     EvalTextOptions options;
     options.context_tokens = kContext;
-    options.tail_tokens = 600;
-    options.questions = 4;
+    options.tail_tokens = 400;
+    options.questions = 3;
     options.seed = seed_;
     auto text = MakeEvalText(Background(), options);
     ASSERT_TRUE(text.ok()) << text.status();
@@ -88,6 +88,46 @@ TEST_F(EvalContextTest, TheShippedProfileFindsEveryNeedle) {
   EXPECT_EQ(metrics->decoded_agree, metrics->decoded);
   EXPECT_GT(metrics->tail.mean_kl(), 0);
   EXPECT_LT(metrics->tail.mean_kl(), 0.1);
+}
+
+// A form that takes its tokens one at a time.
+class OneByOne final : public CacheForm {
+ public:
+  explicit OneByOne(std::unique_ptr<CacheForm> form)
+      : CacheForm(form->name()), form_(std::move(form)) {}
+  absl::StatusOr<FormedCache> Make(const DenseKvCache& dense, int64_t max_tokens) const override {
+    return form_->Make(dense, max_tokens);
+  }
+  int64_t ChunkTokens(int64_t) const override { return 1; }
+
+ private:
+  const std::unique_ptr<CacheForm> form_;
+};
+
+TEST_F(EvalContextTest, TheTailSeesWhatItWouldSeeTokenByToken) {
+  SCOPED_TRACE(seed_);
+  const CodecProfile profile = UniformProfile(context_->dense().geometry(), 0.9, 0.9, 2, 4);
+  const MeasureOptions only_tail = {.recall = false, .attention = false};
+  auto chunks = context_->Measure(*Compact(profile), only_tail);
+  auto tokens = context_->Measure(OneByOne(Compact(profile)), only_tail);
+  ASSERT_TRUE(chunks.ok() && tokens.ok()) << chunks.status() << tokens.status();
+  ASSERT_EQ(chunks->tail.nll.size(), tokens->tail.nll.size());
+  EXPECT_GT(chunks->tail.mean_kl(), 1e-3);  // it matters what is compressed when
+  for (size_t i = 0; i < chunks->tail.nll.size(); ++i) {
+    ASSERT_NEAR(chunks->tail.nll[i], tokens->tail.nll[i], 0.02) << i;
+  }
+}
+
+TEST_F(EvalContextTest, FailuresAreReported) {
+  KvGeometry other = context_->dense().geometry();
+  other.layers += 1;
+  EXPECT_EQ(context_->Measure(*Compact(UniformProfile(other, 0, 0, 8, 4))).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  auto model = LlamaModel::Load(FOURIERKV_TEST_DATA "/tiny-llama-f32");
+  ASSERT_TRUE(model.ok()) << model.status();
+  const EvalEngine tiny = {*model, std::make_shared<ThreadPool>(), backend_.get()};
+  const auto context = EvalContext::Create(tiny, {"some text", "", {}});
+  EXPECT_THAT(std::string(context.status().message()), testing::HasSubstr("cannot read bytes"));
 }
 
 }  // namespace
