@@ -14,6 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "clients/eval/eval_context.h"
+#include "clients/search/archive_search.h"
 #include "clients/search/profile_search.h"
 #include "compute/base/content_hash.h"
 #include "compute/model/byte_tokenizer.h"
@@ -36,6 +37,7 @@ struct Flags {
   uint64_t seed = 1;
   int threads = 0;
   SearchOptions search;
+  ArchiveSearchOptions archive = {.ratio = 0};  // ratio 0: none
 };
 
 struct Inputs {
@@ -68,8 +70,7 @@ absl::StatusOr<std::vector<std::unique_ptr<EvalContext>>> MakeContexts(const Fla
   options.context_tokens = inputs.context_tokens;
   options.tail_tokens = flags.tail;
   options.keep_from_start = flags.search.costs.segment_tokens;
-  options.keep_from_end =
-      flags.search.costs.recent_window + 2 * flags.search.costs.segment_tokens;
+  options.keep_from_end = flags.search.costs.recent_window + 2 * flags.search.costs.segment_tokens;
   options.questions = flags.questions;
   options.tasks.clear();
   for (const std::string& name : flags.tasks) {
@@ -125,8 +126,8 @@ void Print(const SearchResult& result, const Flags& flags) {
                         "  written to %s; judge it with: fourierkv eval --model %s --profile %s "
                         "--text OTHER\n",
                         result.profile.name, result.ratio, q.kl, 100 * q.top_agreement,
-                        q.bits_per_byte, q.dense_bits_per_byte, q.right, q.questions,
-                        q.dense_right, flags.write, flags.model, flags.write)
+                        q.bits_per_byte, q.dense_bits_per_byte, q.right, q.questions, q.dense_right,
+                        flags.write, flags.model, flags.write)
                         .c_str());
 }
 
@@ -161,12 +162,25 @@ absl::Status Run(const Flags& flags) {
     std::fprintf(stderr, "[%4.0f s] %s\n", absl::ToDoubleSeconds(absl::Now() - begin),
                  std::string(message).c_str());
   };
-  auto result = SearchProfile(engine, *contexts, options, state, progress);
+  auto probe = SearchProbe::Create(engine, *contexts);
+  if (!probe.ok()) return probe.status();
+  auto result = SearchProfile(*probe, options, state, progress);
   if (!result.ok()) return result.status();
+  if (flags.archive.ratio > 0) {
+    ArchiveSearchOptions archive = flags.archive;
+    archive.recent_window = options.costs.recent_window;
+    auto archived = SearchArchive(*probe, *result, archive, progress);
+    if (!archived.ok()) return archived.status();
+    result->profile.archive = std::move(archived->archive);
+    result->profile.evidence["archive_ratio"] = absl::StrFormat("%.3f", archived->ratio);
+    result->profile.evidence["archive_measured_kl"] =
+        absl::StrFormat("%.4g", archived->quality.kl);
+    result->profile.evidence["archive_measured_top1"] =
+        absl::StrFormat("%.4f", archived->quality.top_agreement);
+  }
   result->profile.evidence["text"] = inputs->text_digest;
-  result->profile.evidence["contexts"] =
-      absl::StrFormat("%d of %d tokens from seed %d", flags.contexts, inputs->context_tokens,
-                      flags.seed);
+  result->profile.evidence["contexts"] = absl::StrFormat(
+      "%d of %d tokens from seed %d", flags.contexts, inputs->context_tokens, flags.seed);
   std::ofstream file(flags.write, std::ios::binary | std::ios::trunc);
   file << result->profile.ToPrettyJson();
   file.close();
@@ -193,6 +207,14 @@ void DeclareProfileSearch(CLI::App& group, Command& chosen) {
       ->add_option("--max-kl", o.max_kl,
                    "The largest ratio up to --ratio whose KL divergence from dense stays below "
                    "this, in nats a token")
+      ->check(CLI::PositiveNumber);
+  search->add_option("--archive-ratio", flags->archive.ratio,
+                     "Also make an archived form, so many times smaller than bf16; 0: none")
+      ->check(CLI::Range(0.0, 1000.0))
+      ->capture_default_str();
+  search
+      ->add_option("--archive-max-kl", flags->archive.max_kl,
+                   "The largest ratio up to --archive-ratio below this KL divergence")
       ->check(CLI::PositiveNumber);
   search->add_option("--state", flags->state,
                      "File to keep measurements in: an interrupted search goes on there");
@@ -221,7 +243,8 @@ void DeclareProfileSearch(CLI::App& group, Command& chosen) {
   search->add_option("--recent-window", o.costs.recent_window, "W: last tokens, which stay exact")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 20))
       ->capture_default_str();
-  search->add_option("--smallest-band", o.smallest_band, "Channels that a band should have at least")
+  search
+      ->add_option("--smallest-band", o.smallest_band, "Channels that a band should have at least")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
   search->add_option("--rotate-v", o.costs.rotate_v, "Compress V in its principal components")

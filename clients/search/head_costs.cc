@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "clients/eval/cache_form.h"
-#include "clients/eval/peek_cache.h"
+#include "clients/search/moments.h"
 #include "compute/base/bfloat16.h"
 #include "compute/base/symmetric_eigen.h"
 #include "compute/cache/compact_kv_cache.h"
@@ -21,14 +21,6 @@ namespace {
 constexpr int kQueryChunk = 256;
 
 using Matrix = std::vector<double>;  // [D][D], symmetric
-
-// Adds x' x for x [n][D].
-void AddMoment(const float* x, int n, int dim, Matrix* to) {
-  std::vector<float> product(static_cast<size_t>(dim) * dim);
-  cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, dim, dim, n, 1.0f, x, dim, x, dim, 0.0f,
-              product.data(), dim);
-  for (size_t i = 0; i < product.size(); ++i) (*to)[i] += product[i];
-}
 
 // u_j' A u_j for each column of U, or A's diagonal without a rotation.
 std::vector<double> ChannelWeights(const Matrix& a, const std::vector<int16_t>& rotation, int dim) {
@@ -119,6 +111,7 @@ class Collector {
       for (size_t e = 0; e < heads_[i].errors.size(); ++e) {
         heads_[i].errors[e] *= weights[e % dim] / values;
       }
+      heads_[i].weights = ChannelWeights(metrics_[i], {}, geometry_.head_dim);
     }
     return std::move(heads_);
   }
@@ -148,7 +141,7 @@ class Collector {
                       rows.data() + t * row);
         }
         Matrix sum(static_cast<size_t>(config.head_dim) * config.head_dim, 0.0);
-        AddMoment(rows.data(), n * group, config.head_dim, &sum);
+        AddSecondMoment(rows.data(), n * group, config.head_dim, &sum);
         Matrix& to = metrics_[Index(layer, head, Part::kK)];
         for (size_t i = 0; i < sum.size(); ++i) to[i] += scale * sum[i];
       }
@@ -171,8 +164,8 @@ class Collector {
           std::copy_n(o.data() + i * row + static_cast<size_t>(head) * c.head_dim, c.head_dim,
                       columns.data() + static_cast<size_t>(i) * c.head_dim);
         }
-        AddMoment(columns.data(), c.hidden_size, c.head_dim,
-                  &metrics_[Index(layer, head / group, Part::kV)]);
+        AddSecondMoment(columns.data(), c.hidden_size, c.head_dim,
+                        &metrics_[Index(layer, head / group, Part::kV)]);
       }
     }
   }
@@ -189,7 +182,7 @@ class Collector {
             const ExactBlock block = context->dense().exact_block(layer);
             for (int64_t s = 1; s <= Segments(*context); ++s) {
               LoadSegment(block, part, head, s, context->dense().dtype(), tokens, dim, x.data());
-              AddMoment(x.data(), tokens, dim, &moment);
+              AddSecondMoment(x.data(), tokens, dim, &moment);
             }
           }
           auto eigen = EigenOfSymmetric(moment, dim);

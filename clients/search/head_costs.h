@@ -22,6 +22,8 @@ struct HeadCosts {
   // does to attention: u_j' A u_j, where A is E[q q'] of the head's queries for K, and the sum over
   // the group's query heads of W_o' W_o for V.
   std::vector<double> errors;
+  // A's diagonal: of the channels as they are, without rotation.
+  std::vector<double> weights;
 };
 
 struct CostOptions {

@@ -17,10 +17,6 @@ namespace {
 constexpr int kQualityBisections = 6;
 constexpr double kSmallestRatio = 2;
 
-MeasureOptions Measures() {
-  return {.recall = true, .tail = true, .attention = false, .decoded_per_task = 0};
-}
-
 int64_t SegmentBytes(const ProfileLayout& layout) {
   return layout.SegmentPayloadBytes() +
          int64_t{kBlobHeaderBytes} * 2 * layout.profile().geometry.layers;
@@ -28,20 +24,18 @@ int64_t SegmentBytes(const ProfileLayout& layout) {
 
 class Search {
  public:
-  Search(const EvalEngine& engine, std::span<const std::unique_ptr<EvalContext>> contexts,
-         const SearchOptions& options, SearchState& state,
+  Search(const SearchProbe& probe, const SearchOptions& options, SearchState& state,
          const std::function<void(absl::string_view)>& progress)
-      : engine_(engine),
-        contexts_(contexts),
+      : probe_(probe),
+        engine_(probe.engine()),
         options_(options),
         state_(state),
         progress_(progress),
-        geometry_(engine.model->config().Geometry()) {}
+        geometry_(engine_.model->config().Geometry()) {}
 
   absl::StatusOr<SearchResult> Run() {
-    if (absl::Status s = MeasureDense(); !s.ok()) return s;
     progress_("trying every representation of every channel");
-    auto costs = CollectCosts(engine_, contexts_, options_.representations, options_.costs);
+    auto costs = CollectCosts(engine_, probe_.contexts(), options_.representations, options_.costs);
     if (!costs.ok()) return costs.status();
     costs_ = *std::move(costs);
     if (absl::Status s = MeasureSensitivities(); !s.ok()) return s;
@@ -79,26 +73,6 @@ class Search {
             static_cast<int>(index / 2 % geometry_.kv_heads), static_cast<Part>(index % 2)};
   }
 
-  absl::Status MeasureDense() {
-    const auto form = MakeDenseForm(engine_.backend);
-    for (const auto& context : contexts_) {
-      auto metrics = context->Measure(*form, Measures());
-      if (!metrics.ok()) return metrics.status();
-      dense_.push_back(*std::move(metrics));
-    }
-    return absl::OkStatus();
-  }
-
-  absl::StatusOr<double> MeanHarm(const CacheForm& form) {
-    double harm = 0;
-    for (size_t i = 0; i < contexts_.size(); ++i) {
-      auto metrics = contexts_[i]->Measure(form, Measures());
-      if (!metrics.ok()) return metrics.status();
-      harm += Harm(*metrics, dense_[i]) / static_cast<double>(contexts_.size());
-    }
-    return harm;
-  }
-
   // Each head alone, at about the bits that it will have on average.
   absl::Status MeasureSensitivities() {
     const double bits = std::clamp(16 / options_.ratio, 0.5, 2.0);
@@ -116,9 +90,9 @@ class Search {
       const std::string key = absl::StrCat("harm of ", form->name());
       std::optional<double> harm = state_.Find(key);
       if (!harm.has_value()) {
-        const auto measured = MeanHarm(*form);
+        const auto measured = probe_.Measure(*form);
         if (!measured.ok()) return measured.status();
-        harm = *measured;
+        harm = measured->harm;
         if (absl::Status s = state_.Put(key, *harm); !s.ok()) return s;
       }
       const double error = std::max(allocation_of_head->harm, 1e-30);
@@ -152,15 +126,13 @@ class Search {
           "a ratio of %.1f is out of reach with these representations and headers", ratio));
     }
     if (absl::Status s = result.profile.Validate(); !s.ok()) return s;
-    auto quality = Measure(result.profile);
+    const auto form =
+        MakeCompactForm(result.profile.name, std::make_shared<const ProfileLayout>(result.profile),
+                        options_.costs.recent_window, engine_.backend);
+    const auto quality = probe_.Measure(*form);
     if (!quality.ok()) return quality.status();
     result.quality = *quality;
-    progress_(absl::StrFormat(
-        "%.2f x: KL %.5f nats, top-1 agreement %.2f%%, bits per byte %+.2f%%, recall %d of %d "
-        "(dense %d)",
-        result.ratio, quality->kl, 100 * quality->top_agreement,
-        100 * (quality->bits_per_byte / quality->dense_bits_per_byte - 1), quality->right,
-        quality->questions, quality->dense_right));
+    progress_(absl::StrFormat("%.2f x: %s", result.ratio, quality->ToString()));
     return result;
   }
 
@@ -175,30 +147,6 @@ class Search {
           MakeHeadProfile(costs_[i], allocated.heads[i], options_.representations));
     }
     return profile;
-  }
-
-  absl::StatusOr<SearchQuality> Measure(const CodecProfile& profile) {
-    const auto form = MakeCompactForm(profile.name, std::make_shared<const ProfileLayout>(profile),
-                                      options_.costs.recent_window, engine_.backend);
-    SearchQuality quality;
-    TailScore tail, dense_tail;
-    for (size_t i = 0; i < contexts_.size(); ++i) {
-      auto metrics = contexts_[i]->Measure(*form, Measures());
-      if (!metrics.ok()) return metrics.status();
-      quality.harm += Harm(*metrics, dense_[i]) / static_cast<double>(contexts_.size());
-      tail.Add(metrics->tail);
-      dense_tail.Add(dense_[i].tail);
-      for (size_t t = 0; t < metrics->tasks.size(); ++t) {
-        quality.questions += metrics->tasks[t].questions;
-        quality.right += metrics->tasks[t].right;
-        quality.dense_right += dense_[i].tasks[t].right;
-      }
-    }
-    quality.kl = tail.mean_kl();
-    quality.top_agreement = tail.top_agreement();
-    quality.bits_per_byte = tail.bits_per_byte();
-    quality.dense_bits_per_byte = dense_tail.bits_per_byte();
-    return quality;
   }
 
   absl::StatusOr<SearchResult> Finish(absl::StatusOr<SearchResult> result) {
@@ -220,13 +168,12 @@ class Search {
     return result;
   }
 
+  const SearchProbe& probe_;
   const EvalEngine& engine_;
-  const std::span<const std::unique_ptr<EvalContext>> contexts_;
   const SearchOptions& options_;
   SearchState& state_;
   const std::function<void(absl::string_view)>& progress_;
   const KvGeometry geometry_;
-  std::vector<FormMetrics> dense_;  // per context
   std::vector<HeadCosts> costs_;
   std::vector<double> sensitivities_;
 };
@@ -246,26 +193,11 @@ absl::Status CheckOptions(const SearchOptions& o) {
 
 }  // namespace
 
-double Harm(const FormMetrics& form, const FormMetrics& dense) {
-  double harm = 0, tokens = 0;
-  for (const float kl : form.tail.kl) harm += kl;
-  tokens += static_cast<double>(form.tail.kl.size());
-  for (size_t t = 0; t < form.tasks.size(); ++t) {
-    // An answer that the dense model does not know says nothing about a cache.
-    if (2 * dense.tasks[t].right < dense.tasks[t].questions) continue;
-    const auto n = static_cast<double>(form.tasks[t].answer_tokens);
-    harm += n * std::max(0.0, form.tasks[t].nll - dense.tasks[t].nll);
-    tokens += n;
-  }
-  return tokens > 0 ? std::max(harm / tokens, 0.0) : 0;
-}
-
-absl::StatusOr<SearchResult> SearchProfile(const EvalEngine& engine,
-                                           std::span<const std::unique_ptr<EvalContext>> contexts,
-                                           const SearchOptions& options, SearchState& state,
+absl::StatusOr<SearchResult> SearchProfile(const SearchProbe& probe, const SearchOptions& options,
+                                           SearchState& state,
                                            const std::function<void(absl::string_view)>& progress) {
   if (absl::Status s = CheckOptions(options); !s.ok()) return s;
-  return Search(engine, contexts, options, state, progress).Run();
+  return Search(probe, options, state, progress).Run();
 }
 
 }  // namespace fourierkv

@@ -12,16 +12,14 @@
 #pragma once
 
 #include <functional>
-#include <memory>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "clients/eval/eval_context.h"
 #include "clients/search/head_costs.h"
 #include "clients/search/representation.h"
+#include "clients/search/search_probe.h"
 #include "clients/search/search_state.h"
 #include "compute/codec/profile.h"
 
@@ -39,18 +37,6 @@ struct SearchOptions {
   int smallest_band = 4;
 };
 
-// Of the profile as a whole, over all contexts of the search.
-struct SearchQuality {
-  double harm = 0;           // Harm(), mean over contexts
-  double kl = 0;             // mean, nats
-  double top_agreement = 0;  // 0 to 1
-  double bits_per_byte = 0;
-  double dense_bits_per_byte = 0;
-  int questions = 0;  // of the recall tasks
-  int right = 0;
-  int dense_right = 0;
-};
-
 struct SearchResult {
   CodecProfile profile;  // its evidence says how it was found and what was measured
   double ratio = 0;      // of compressed segments, headers included
@@ -60,16 +46,10 @@ struct SearchResult {
   std::vector<double> sensitivities;  // harm per weighted error
 };
 
-// What a form does to a model: the mean, over the tail's tokens and the answers that the dense
-// model knows, of the KL divergence from dense. For answers, the loss in log-likelihood stands for
-// it.
-double Harm(const FormMetrics& form, const FormMetrics& dense);
-
 // `progress` is told in words what has been done; `state` keeps sensitivities. InvalidArgument for
 // options out of bounds or a budget that cannot be met.
-absl::StatusOr<SearchResult> SearchProfile(const EvalEngine& engine,
-                                           std::span<const std::unique_ptr<EvalContext>> contexts,
-                                           const SearchOptions& options, SearchState& state,
+absl::StatusOr<SearchResult> SearchProfile(const SearchProbe& probe, const SearchOptions& options,
+                                           SearchState& state,
                                            const std::function<void(absl::string_view)>& progress);
 
 }  // namespace fourierkv
