@@ -6,6 +6,7 @@
 
 #include "absl/time/time.h"
 #include "compute/cache/compact_kv_cache.h"
+#include "compute/cache/sequence_kv_cache.h"
 #include "compute/codec/segment_blob.h"
 
 namespace fourierkv {
@@ -67,8 +68,9 @@ class CompactForm final : public CacheForm {
     if (absl::Status s = (*cache)->Compact(); !s.ok()) return s;
     const CacheStats stats = (*cache)->stats();
     FormBytes bytes;
-    bytes.compact_payload = stats.compact_segments * layout_->SegmentPayloadBytes();
-    bytes.compact_headers = stats.compact_bytes - bytes.compact_payload;
+    bytes.compact_headers = stats.compact_segments * 2 * profile.geometry.layers *
+                            static_cast<int64_t>(kBlobHeaderBytes);
+    bytes.compact_payload = stats.compact_bytes - bytes.compact_headers;
     bytes.compact_dense = stats.dense_bytes - stats.exact_bytes;
     bytes.whole = stats.exact_bytes + stats.compact_bytes;
     bytes.whole_dense = stats.dense_bytes;
@@ -89,7 +91,50 @@ class CompactForm final : public CacheForm {
   ComputeBackend* const backend_;
 };
 
+class SequenceForm final : public CacheForm {
+ public:
+  SequenceForm(std::string name, std::shared_ptr<const SequenceLayout> layout,
+               std::shared_ptr<ThreadPool> pool, ComputeBackend* backend)
+      : CacheForm(std::move(name)),
+        layout_(std::move(layout)),
+        pool_(std::move(pool)),
+        backend_(backend) {}
+
+  absl::StatusOr<FormedCache> Make(const DenseKvCache& dense, int64_t max_tokens) const override {
+    auto made =
+        SequenceKvCache::FromDense(layout_, backend_, pool_, dense, max_tokens - dense.length());
+    if (!made.ok()) return made.status();
+    const SequenceKvCache& cache = **made;
+    const KvGeometry& g = cache.geometry();
+    FormBytes bytes;
+    bytes.whole_dense = g.DenseBytes(cache.length());
+    bytes.compact_dense = g.DenseBytes(cache.middle_tokens());
+    const int64_t prefixes = 2 * g.layers * kSequencePrefixBytes;
+    bytes.compact_headers = prefixes + 2 * g.layers * static_cast<int64_t>(kBlobHeaderBytes);
+    bytes.compact_payload =
+        cache.payload_bytes() - prefixes - (bytes.whole_dense - bytes.compact_dense);
+    bytes.whole = cache.payload_bytes() - prefixes + bytes.compact_headers;
+    if (cache.middle_tokens() == 0) bytes.compact_payload = bytes.compact_headers = 0;
+    return FormedCache{*std::move(made), bytes};
+  }
+
+  int64_t ChunkTokens(int64_t /*length*/) const override { return 32; }
+
+ private:
+  const std::shared_ptr<const SequenceLayout> layout_;
+  const std::shared_ptr<ThreadPool> pool_;
+  ComputeBackend* const backend_;
+};
+
 }  // namespace
+
+std::unique_ptr<CacheForm> MakeSequenceForm(std::string name,
+                                            std::shared_ptr<const SequenceLayout> layout,
+                                            std::shared_ptr<ThreadPool> pool,
+                                            ComputeBackend* backend) {
+  return std::make_unique<SequenceForm>(std::move(name), std::move(layout), std::move(pool),
+                                        backend);
+}
 
 std::unique_ptr<CacheForm> MakeDenseForm(ComputeBackend* backend) {
   return std::make_unique<DenseForm>(backend);

@@ -7,9 +7,11 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "compute/base/thread_pool.h"
 #include "compute/cache/dense_kv_cache.h"
 #include "compute/cache/kv_cache.h"
 #include "compute/codec/segment_layout.h"
+#include "compute/codec/sequence_layout.h"
 
 namespace fourierkv {
 
@@ -66,5 +68,12 @@ std::unique_ptr<CacheForm> MakeDenseForm(ComputeBackend* backend);
 std::unique_ptr<CacheForm> MakeCompactForm(std::string name,
                                            std::shared_ptr<const ProfileLayout> layout,
                                            int64_t recent_window, ComputeBackend* backend);
+
+// SequenceKvCache: the published form, whose scope says what is exact. Bytes are as stored. Tokens
+// come in small chunks instead of one by one, so that a few more than published are exact.
+std::unique_ptr<CacheForm> MakeSequenceForm(std::string name,
+                                            std::shared_ptr<const SequenceLayout> layout,
+                                            std::shared_ptr<ThreadPool> pool,
+                                            ComputeBackend* backend);
 
 }  // namespace fourierkv

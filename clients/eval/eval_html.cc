@@ -18,14 +18,14 @@ constexpr char kStyle[] = R"(
   :root { --ink: #e6e9ee; --soft: #9aa5b4; --line: #38424f; --paper: #151a21; --band: #1c232c;
     --ours: #56b4e9; --mean: #e69f00; --pca: #2fc39b; --int: #dd8fb9; --paper-mark: #e6e9ee; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 76rem; background: var(--paper);
+body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 92rem; background: var(--paper);
   color: var(--ink); font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
 p { max-width: 52rem; } .soft, footer { color: var(--soft); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.2rem; margin: 1rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 code { font: .87em ui-monospace, "DejaVu Sans Mono", monospace; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.6rem; margin: .6rem 0 1rem; }
 .legend span { display: inline-flex; align-items: center; gap: .4rem; }
 .legend svg { width: 18px; height: 18px; }
@@ -40,7 +40,8 @@ tr.profile td { background: var(--band); font-weight: 600; }
 td svg { width: 14px; height: 14px; vertical-align: -2px; margin-right: .4rem; }
 svg text { fill: var(--ink); font: 11px system-ui, "DejaVu Sans", sans-serif; }
 svg .title { font-size: 13px; font-weight: 600; } svg .tick, svg .axis-title { fill: var(--soft); }
-svg .x { text-anchor: middle; } svg .y { text-anchor: end; } svg .label { font-size: 10.5px; }
+svg .x { text-anchor: middle; } svg .y { text-anchor: end; } svg .label { font-size: 10.5px;
+  stroke: var(--paper); stroke-width: 3px; paint-order: stroke; }
 .grid { stroke: var(--line); stroke-width: .7; } .axis { stroke: var(--soft); }
 .reference { stroke: var(--soft); stroke-dasharray: 5 4; }
 .dot { fill: var(--ours); stroke: var(--paper); } .triangle, .square, .diamond, .cross {
@@ -133,7 +134,8 @@ std::string PlotOf(const Measure& measure, const EvalSection& section, const Eva
     point.x = row.metrics.bytes.compact_ratio();
     point.y = measure.value(row, dense);
     point.mark = MarkOf(row);
-    if (row.control_of.empty()) point.label = row.name.substr(0, row.name.find(" per channel"));
+    // What the legend does not tell apart.
+    if (row.control_of.empty()) point.label = row.name.substr(0, row.name.find_first_of(" ,"));
     point.hover = absl::StrFormat("%s: %.2f x, %.5g", RowTitle(row, plan), point.x, point.y);
     plot.points.push_back(std::move(point));
   }
@@ -146,7 +148,7 @@ std::string Legend(const EvalSection& section) {
       {Mark::kTriangle, "mean-only, at the profile's bytes"},
       {Mark::kSquare, "channel PCA, at the profile's bytes"},
       {Mark::kCross, "every channel as int4, int3, int2"},
-      {Mark::kDiamond, "as published (whole sequence)"}};
+      {Mark::kDiamond, "FourierAttention as published: one segment for the whole sequence"}};
   std::string html = "<div class=\"legend\">";
   for (const auto& [mark, meaning] : kMarks) {
     const auto shown = [&, mark = mark](const EvalRow& row) {

@@ -4,8 +4,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "clients/eval/archived_form.h"
 #include "clients/eval/controls.h"
 #include "compute/model/byte_tokenizer.h"
+#include "compute/model/faithful_profile.h"
 #include "compute/quality/channel_statistics.h"
 
 namespace fourierkv {
@@ -30,10 +32,6 @@ absl::Status CheckPlan(const EvalPlan& plan, const ModelConfig& config) {
   for (const CodecProfile& profile : plan.profiles) {
     if (absl::Status s = profile.CheckFits(config.Geometry()); !s.ok()) {
       return absl::Status(s.code(), absl::StrCat(profile.name, ": ", s.message()));
-    }
-    if (profile.sequence.has_value()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          profile.name, " spans whole sequences; give a profile whose segments are compressed"));
     }
   }
   return absl::OkStatus();
@@ -99,11 +97,16 @@ class Run {
   }
 
   void Add(EvalRow row, const CodecProfile& profile, std::vector<Candidate>* to) const {
-    auto layout = std::make_shared<const ProfileLayout>(profile);
     row.name = profile.name;
-    row.profile_id = layout->id().ToHex();
-    auto form =
-        MakeCompactForm(profile.name, std::move(layout), plan_.recent_window, engine_.backend);
+    row.profile_id = profile.Id().ToHex();
+    std::unique_ptr<CacheForm> form;
+    if (profile.sequence.has_value()) {
+      form = MakeSequenceForm(profile.name, std::make_shared<const SequenceLayout>(profile),
+                              engine_.pool, engine_.backend);
+    } else {
+      form = MakeCompactForm(profile.name, std::make_shared<const ProfileLayout>(profile),
+                             plan_.recent_window, engine_.backend);
+    }
     to->push_back({std::move(row), std::move(form)});
   }
 
@@ -113,9 +116,17 @@ class Run {
         {{FormKind::kDense, "dense", "", "", {}, {}}, MakeDenseForm(engine_.backend)});
     for (const CodecProfile& profile : plan_.profiles) {
       Add({FormKind::kProfile, "", "", "", {}, {}}, profile, &candidates);
+      if (absl::Status s = AddArchived(profile, &candidates); !s.ok()) return s;
     }
     if (!plan_.controls) return candidates;
-    if (absl::Status s = AddEqualBytes(text, &candidates); !s.ok()) return s;
+    std::vector<int32_t> tokens =
+        EncodeBytes(plan_.calibration_text.empty() ? text.context : plan_.calibration_text);
+    tokens.resize(std::min<size_t>(tokens.size(), text.context.size()));
+    for (const CodecProfile& profile : plan_.profiles) {
+      if (profile.sequence.has_value()) continue;
+      if (absl::Status s = AddEqualBytes(profile, tokens, &candidates); !s.ok()) return s;
+    }
+    if (absl::Status s = AddPublished(tokens, &candidates); !s.ok()) return s;
     const KvGeometry geometry = engine_.model->config().Geometry();
     for (const int bits : kUniformBits) {
       Add({FormKind::kControl, "", "", "", {}, {}},
@@ -124,26 +135,35 @@ class Run {
     return candidates;
   }
 
-  absl::Status AddEqualBytes(const EvalText& text, std::vector<Candidate>* candidates) const {
-    const std::string& calibration =
-        plan_.calibration_text.empty() ? text.context : plan_.calibration_text;
-    std::vector<int32_t> tokens = EncodeBytes(calibration);
-    tokens.resize(std::min<size_t>(tokens.size(), text.context.size()));
-    for (const CodecProfile& profile : plan_.profiles) {
-      Say(absl::StrCat("controls of ", profile.name));
-      StatisticsOptions options;
-      options.segment_tokens = profile.segment_tokens;
-      options.coefficients = {1};
-      auto statistics =
-          CollectStatistics(engine_.model, engine_.pool, engine_.backend, tokens, options);
-      if (!statistics.ok()) return statistics.status();
-      const PartBits target = BitsOf(ProfileLayout(profile));
-      for (const auto& make : {MeanOnlyControl, PcaControl}) {
-        absl::StatusOr<CodecProfile> control = make(*statistics, target, kControlResidentBits);
-        if (!control.ok()) return control.status();
-        Add({FormKind::kControl, "", "", profile.name, {}, {}}, *control, candidates);
-      }
+  absl::Status AddEqualBytes(const CodecProfile& profile, std::span<const int32_t> tokens,
+                             std::vector<Candidate>* to) const {
+    Say(absl::StrCat("controls of ", profile.name));
+    StatisticsOptions options;
+    options.segment_tokens = profile.segment_tokens;
+    options.coefficients = {1};
+    auto statistics =
+        CollectStatistics(engine_.model, engine_.pool, engine_.backend, tokens, options);
+    if (!statistics.ok()) return statistics.status();
+    const PartBits target = BitsOf(ProfileLayout(profile));
+    for (const auto& make : {MeanOnlyControl, PcaControl}) {
+      absl::StatusOr<CodecProfile> control = make(*statistics, target, kControlResidentBits);
+      if (!control.ok()) return control.status();
+      Add({FormKind::kControl, "", "", profile.name, {}, {}}, *control, to);
     }
+    return absl::OkStatus();
+  }
+
+  // Shorter contexts have no middle that the published form would compress.
+  absl::Status AddPublished(std::span<const int32_t> tokens, std::vector<Candidate>* to) const {
+    FaithfulOptions options;
+    options.name = "published, whole sequence";
+    if (options.scope.MiddleTokens(static_cast<int64_t>(tokens.size())) == 0) {
+      return absl::OkStatus();
+    }
+    absl::StatusOr<CodecProfile> profile =
+        FaithfulProfile(engine_.model, engine_.pool, engine_.backend, tokens, options);
+    if (!profile.ok()) return profile.status();
+    Add({FormKind::kControl, "", "", "", {}, {}}, *profile, to);
     return absl::OkStatus();
   }
 

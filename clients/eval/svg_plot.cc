@@ -58,7 +58,7 @@ class Axis {
     }
     for (int decade = -9; decade < 9; ++decade) {
       for (const double digit :
-           span > 5 ? std::vector<double>{1, 3} : std::vector<double>{1, 1.5, 2, 3, 4, 6, 8}) {
+           span > 3 ? std::vector<double>{1, 2, 5} : std::vector<double>{1, 1.5, 2, 3, 4, 6, 8}) {
         const double value = digit * std::pow(10, decade);
         if (std::log2(value) >= low_ && std::log2(value) <= high_) ticks.push_back(value);
       }
