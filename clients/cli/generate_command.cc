@@ -34,6 +34,8 @@ struct Flags {
   std::string decode;
   std::string profile;
   std::string cache = "compact";
+  std::string exact_form = "exact";
+  double max_relative_error = 0;
   int recent_window = 0;
   int max_new_tokens = 64;
   std::vector<std::string> stop;
@@ -113,7 +115,9 @@ nlohmann::json ToJson(const v1::PrefillResult& r) {
           {"computed_tokens", r.computed_tokens()},
           {"payload_bytes_sent", r.payload_bytes_sent()},
           {"exact_bytes_stored", r.exact_bytes()},
+          {"lossless_bytes_stored", r.lossless_bytes()},
           {"compact_bytes_stored", r.compact_bytes()},
+          {"bounded_segments", r.bounded_segments()},
           {"max_relative_error", r.max_relative_error()},
           {"seconds", absl::ToDoubleSeconds(FromProto(r.total_time()))}};
 }
@@ -130,6 +134,7 @@ nlohmann::json ToJson(const v1::GenerateResult& r) {
       {"cache_exact_bytes", r.cache_exact_bytes()},
       {"cache_compact_bytes", r.cache_compact_bytes()},
       {"cache_dense_equivalent_bytes", r.cache_dense_equivalent_bytes()},
+      {"bounded_segments", r.bounded_segments()},
       {"sealed_segments", r.sealed_segments()},
       {"stored_segments", r.stored_segments()}};
 }
@@ -184,6 +189,9 @@ class Generation {
     request.mutable_token_ids()->Assign(prompt_.document.begin(), prompt_.document.end());
     request.set_cache_mode(mode_);
     request.set_recent_window(flags_.recent_window);
+    request.set_max_relative_error(static_cast<float>(flags_.max_relative_error));
+    request.set_exact_form(flags_.exact_form == "lossless" ? v1::SEGMENT_FORM_LOSSLESS
+                                                           : v1::SEGMENT_FORM_EXACT);
     absl::StatusOr<v1::PrefillResult> result =
         client.Prefill(request, Deadline(), [](const v1::PrefillProgress& progress) {
           std::fprintf(stderr, "\rprefill: %llu of %llu tokens ",
@@ -213,6 +221,7 @@ class Generation {
     request.mutable_sampling()->set_seed(flags_.seed);
     request.set_cache_mode(mode_);
     request.set_recent_window(flags_.recent_window);
+    request.set_max_relative_error(static_cast<float>(flags_.max_relative_error));
     Tokens answer;
     const bool text = flags_.output == "text";
     absl::StatusOr<v1::GenerateResult> result =
@@ -290,6 +299,16 @@ void DeclareGenerate(CLI::App& app, Command& chosen) {
       ->add_option("--recent-window", flags->recent_window,
                    "Tokens before the end that stay exact; 0: the workers' default")
       ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  command
+      ->add_option("--max-relative-error", flags->max_relative_error,
+                   "Keep and attend to segments exactly whose compact form is worse; 0: no bound")
+      ->check(CLI::Range(0.0, 1e30))
+      ->capture_default_str();
+  command
+      ->add_option("--exact-form", flags->exact_form,
+                   "How the service keeps exact data: exact, or lossless for fewer bytes")
+      ->check(CLI::IsMember({"exact", "lossless"}))
       ->capture_default_str();
   command->add_option("--max-new-tokens", flags->max_new_tokens, "Length of an answer at most")
       ->check(CLI::Range(1, 1 << 20))

@@ -28,9 +28,7 @@ struct Flags {
 
 std::string ShortHex(const std::string& raw) { return absl::BytesToHexString(raw).substr(0, 12); }
 
-const char* FormText(v1::SegmentForm form) {
-  return form == v1::SEGMENT_FORM_COMPACT ? "compact" : "exact";
-}
+const char* FormText(v1::SegmentForm form) { return FormName(static_cast<SegmentForm>(form)); }
 
 // Totals over the segments of one namespace.
 struct NamespaceTotals {
@@ -38,6 +36,7 @@ struct NamespaceTotals {
   int64_t segments = 0;
   int64_t dense_bytes = 0;
   int64_t exact_bytes = 0;
+  int64_t lossless_bytes = 0;
   int64_t compact_bytes = 0;
   int64_t compacted_dense_bytes = 0;  // dense bytes of segments that are held compact
   double error_sum = 0;
@@ -81,6 +80,8 @@ absl::StatusOr<Report> Collect(const Flags& flags) {
         totals.error_sum += form.mean_relative_error();
         totals.max_error = std::max(totals.max_error, form.max_relative_error());
         ++totals.compact_segments;
+      } else if (form.form() == v1::SEGMENT_FORM_LOSSLESS) {
+        totals.lossless_bytes += form.bytes();
       } else {
         totals.exact_bytes += form.bytes();
       }
@@ -102,25 +103,27 @@ void PrintText(const Report& report, const Flags& flags) {
   std::printf("%s",
               absl::StrFormat(
                   "version %s, backend %s, up %s\n"
-                  "memory %.2f of %.2f MB used; %d segments, %.2f MB exact, %.2f MB compact; "
+                  "memory %.2f of %.2f MB used; %d segments, %.2f MB exact, %.2f MB "
+                  "lossless, %.2f MB compact; "
                   "%d leases, %d puts open\n"
                   "received %.2f MB, sent %.2f MB; encoded %.2f MB in %.3f s; evicted %d, "
                   "damaged %d\n",
                   s.version(), s.backend(),
                   absl::FormatDuration(absl::Trunc(FromProto(s.uptime()), absl::Seconds(1))),
                   s.used_bytes() * 1e-6, s.budget_bytes() * 1e-6, s.segments(),
-                  s.exact_bytes() * 1e-6, s.compact_bytes() * 1e-6, s.leases(), s.open_puts(),
-                  s.bytes_received() * 1e-6, s.bytes_sent() * 1e-6, s.encoded_dense_bytes() * 1e-6,
-                  absl::ToDoubleSeconds(FromProto(s.encode_time())), s.evicted_segments(),
-                  s.corrupt_segments())
+                  s.exact_bytes() * 1e-6, s.lossless_bytes() * 1e-6, s.compact_bytes() * 1e-6,
+                  s.leases(), s.open_puts(), s.bytes_received() * 1e-6, s.bytes_sent() * 1e-6,
+                  s.encoded_dense_bytes() * 1e-6, absl::ToDoubleSeconds(FromProto(s.encode_time())),
+                  s.evicted_segments(), s.corrupt_segments())
                   .c_str());
   for (const auto& [key, t] : report.namespaces) {
     std::printf("%s",
                 absl::StrFormat("\nnamespace %s, profile %s\n"
-                                "  %d segments, %.2f MB if dense; exact %.2f MB, compact "
-                                "%.2f MB",
+                                "  %d segments, %.2f MB if dense; exact %.2f MB, lossless %.2f MB, "
+                                "compact %.2f MB",
                                 ShortHex(key), ProfileText(report, t.profile_id), t.segments,
-                                t.dense_bytes * 1e-6, t.exact_bytes * 1e-6, t.compact_bytes * 1e-6)
+                                t.dense_bytes * 1e-6, t.exact_bytes * 1e-6, t.lossless_bytes * 1e-6,
+                                t.compact_bytes * 1e-6)
                     .c_str());
     if (t.compact_segments > 0) {
       std::printf("%s",
@@ -139,7 +142,8 @@ void PrintText(const Report& report, const Flags& flags) {
     for (const v1::HeldForm& form : segment.forms()) {
       absl::StrAppendFormat(&forms, "%s %d B", FormText(form.form()), form.bytes());
       if (form.form() == v1::SEGMENT_FORM_COMPACT) {
-        absl::StrAppendFormat(&forms, " (error %.3f)", form.mean_relative_error());
+        absl::StrAppendFormat(&forms, " (error %.3f, max %.3f)", form.mean_relative_error(),
+                              form.max_relative_error());
       }
       forms += "  ";
     }
@@ -159,7 +163,9 @@ void PrintJson(const Report& report, const Flags& flags) {
                          {"used_bytes", s.used_bytes()},
                          {"segments", s.segments()},
                          {"exact_bytes", s.exact_bytes()},
+                         {"lossless_bytes", s.lossless_bytes()},
                          {"compact_bytes", s.compact_bytes()},
+                         {"archived_bytes", s.archived_bytes()},
                          {"leases", s.leases()},
                          {"open_puts", s.open_puts()},
                          {"bytes_received", s.bytes_received()},
@@ -175,6 +181,7 @@ void PrintJson(const Report& report, const Flags& flags) {
                                   {"segments", t.segments},
                                   {"dense_bytes", t.dense_bytes},
                                   {"exact_bytes", t.exact_bytes},
+                                  {"lossless_bytes", t.lossless_bytes},
                                   {"compact_bytes", t.compact_bytes},
                                   {"compact_segments", t.compact_segments},
                                   {"compacted_dense_bytes", t.compacted_dense_bytes},

@@ -78,6 +78,11 @@ class BlobAssembler {
     if (blob.header.block_key.ToString() != request_.segments(blob.request_index).block_key()) {
       return damaged("the blob is of another segment than asked for");
     }
+    if (const float bound = request_.max_relative_error();
+        bound > 0 && blob.header.relative_error > bound) {
+      return damaged(absl::StrCat("its relative error is ", blob.header.relative_error,
+                                  "; no more than ", bound, " was asked for"));
+    }
     return blob;
   }
 
@@ -126,6 +131,7 @@ absl::Status PutStream::Send(uint64_t segment_index, int layer, Part part,
     chunk->set_offset(offset);
     chunk->set_data(piece.data(), piece.size());
     chunk->set_checksum(Checksum(piece));
+    chunk->set_part_bytes(bytes.size());
     if (!stream_->Write(request)) return Fail();
     payload_bytes_sent_ += piece.size();
   }

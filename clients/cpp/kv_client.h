@@ -81,7 +81,8 @@ class KvClient {
 
   // Fetches segments layer by layer. `on_plan` is called once, before any blob; `on_blob` for each
   // blob as it is complete, layers in order. A non-OK status from either ends the fetch and is
-  // returned. DataLoss if a blob is damaged.
+  // returned. DataLoss if a blob is damaged, not one that was asked for, or of a larger error than
+  // the request's max_relative_error.
   absl::Status Get(const v1::GetSegmentsRequest& request, absl::Time deadline,
                    const std::function<absl::Status(const v1::GetPlan&)>& on_plan,
                    const std::function<absl::Status(FetchedBlob)>& on_blob);

@@ -83,7 +83,8 @@ class Decode {
   absl::Status RunPrompt(const v1::MatchPrefixResponse& match, ForwardOutput* out) {
     fetch_.reset();
     absl::StatusOr<std::unique_ptr<FillableKvCache>> cache =
-        runtime_.NewCache(task_.mode, prompt_tokens_ + task_.max_new_tokens, task_.recent_window);
+        runtime_.NewCache(task_.mode, prompt_tokens_ + task_.max_new_tokens, task_.recent_window,
+                          task_.max_relative_error);
     if (!cache.ok()) return cache.status();
     cache_ = *std::move(cache);
     PrefixPolicy policy;
@@ -91,6 +92,7 @@ class Decode {
     policy.segment_tokens = runtime_.segment_tokens();
     policy.recent_window = task_.recent_window;
     policy.sequence_tokens = prompt_tokens_;
+    policy.max_relative_error = task_.max_relative_error;
     policy.max_reused = prompt_tokens_ - 1;  // the last token is computed, for its logits
     PrefixPlan plan = PlanPrefix(match, policy);
     const int64_t reused = plan.fill.length;
@@ -148,6 +150,7 @@ class Decode {
     result_.set_cache_exact_bytes(stats.exact_bytes);
     result_.set_cache_compact_bytes(stats.compact_bytes);
     result_.set_cache_dense_equivalent_bytes(stats.dense_bytes);
+    result_.set_bounded_segments(static_cast<uint32_t>(stats.exact_inside));
     return absl::OkStatus();
   }
 
@@ -170,9 +173,14 @@ class Decode {
   // A gain for later requests only: failure is logged, and the answer stands.
   void StoreSealed() {
     if (compact_cache() == nullptr) return;
-    const std::vector<SealedSegment> sealed = compact_cache()->TakeSealed();
+    std::vector<SealedSegment> sealed = compact_cache()->TakeSealed();
     result_.set_sealed_segments(static_cast<uint32_t>(sealed.size()));
     if (sealed.empty()) return;
+    // A put is of consecutive segments; between these some may have had to stay exact.
+    const auto gap = std::adjacent_find(
+        sealed.begin(), sealed.end(),
+        [](const SealedSegment& a, const SealedSegment& b) { return a.index + 1 != b.index; });
+    if (gap != sealed.end()) sealed.erase(gap + 1, sealed.end());
     absl::StatusOr<uint32_t> stored = UploadSealed(
         runtime_, sealed, tokens_, std::min(task_.deadline, absl::Now() + kUploadTimeout));
     if (!stored.ok()) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -22,6 +23,8 @@ struct GenerateTask {
   SamplingOptions sampling;
   v1::CacheMode mode = v1::CACHE_MODE_COMPACT;
   int recent_window = 0;
+  // Segments that compress worse are attended to exactly.
+  float max_relative_error = std::numeric_limits<float>::infinity();
   absl::Time deadline;
   // Called for each token as it is made. False: the caller is gone.
   std::function<bool(const SampledToken& token)> on_token;

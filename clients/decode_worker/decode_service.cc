@@ -50,6 +50,9 @@ absl::StatusOr<GenerateTask> ParseRequest(const v1::GenerateRequest& request,
   if (!mode.ok()) return mode.status();
   task.mode = *mode;
   task.recent_window = runtime.RecentWindow(request.recent_window());
+  absl::StatusOr<float> bound = ParseErrorBound(request.max_relative_error());
+  if (!bound.ok()) return bound.status();
+  task.max_relative_error = *bound;
   return task;
 }
 

@@ -1,6 +1,7 @@
 #include "clients/prefill_worker/prefill_engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <span>
@@ -90,8 +91,9 @@ class PrefillRun {
     int64_t stored = 0;
     for (const v1::MatchedSegment& segment : match.segments()) {
       const bool tail = segment.tokens() < segment_tokens_;
-      const bool wants_exact = stored == 0 || tail || stored >= KeepExactFrom();
-      if (wants_exact && !Holds(segment, v1::SEGMENT_FORM_EXACT)) break;
+      const bool wants_exact = stored == 0 || tail || stored >= KeepExactFrom() ||
+                               !HoldsCompact(segment, task_.max_relative_error);
+      if (wants_exact && !HoldsExactly(segment)) break;
       ++stored;
     }
     return stored;
@@ -121,12 +123,13 @@ class PrefillRun {
 
   absl::Status Compute(const v1::MatchPrefixResponse& match) {
     absl::StatusOr<std::unique_ptr<FillableKvCache>> cache =
-        runtime_.NewCache(task_.mode, total_, task_.recent_window);
+        runtime_.NewCache(task_.mode, total_, task_.recent_window, task_.max_relative_error);
     if (!cache.ok()) return cache.status();
     PrefixPolicy policy;
     policy.mode = task_.mode;
     policy.segment_tokens = segment_tokens_;
     policy.recent_window = task_.recent_window;
+    policy.max_relative_error = task_.max_relative_error;
     policy.sequence_tokens = match.segments_size() * static_cast<int64_t>(segment_tokens_);
     policy.max_reused = policy.sequence_tokens;
     PrefixPlan plan = PlanPrefix(match, policy);
@@ -163,7 +166,9 @@ class PrefillRun {
                                       static_cast<uint32_t>(base / segment_tokens_));
     result_.set_payload_bytes_sent(totals->payload_bytes);
     result_.set_exact_bytes(totals->exact_bytes);
+    result_.set_lossless_bytes(totals->lossless_bytes);
     result_.set_compact_bytes(totals->compact_bytes);
+    result_.set_bounded_segments(totals->bounded_segments);
     result_.set_encoded_dense_bytes(totals->encoded_dense_bytes);
     *result_.mutable_encode_time() = ToProto(totals->encode_time);
     result_.set_max_relative_error(totals->max_relative_error);
@@ -185,6 +190,10 @@ class PrefillRun {
     header.mutable_token_ids()->Assign(tokens.begin(), tokens.end());
     header.set_payload_form(v1::SEGMENT_FORM_EXACT);
     header.set_keep_exact_from(KeepExactFrom());
+    header.set_exact_form(task_.exact_form);
+    if (!std::isinf(task_.max_relative_error)) {
+      header.set_max_relative_error(task_.max_relative_error);
+    }
     if (absl::Status s = uploader.BeginPut(std::move(header)); !s.ok()) return s;
 
     ForwardOptions options;

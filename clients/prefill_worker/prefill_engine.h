@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -17,6 +18,9 @@ struct PrefillTask {
   std::vector<int32_t> tokens;
   v1::CacheMode mode = v1::CACHE_MODE_COMPACT;
   int recent_window = 0;
+  // Segments that compress worse are stored exactly, too.
+  float max_relative_error = std::numeric_limits<float>::infinity();
+  v1::SegmentForm exact_form = v1::SEGMENT_FORM_EXACT;  // or LOSSLESS: how exact data is stored
   absl::Time deadline;
   std::function<void(int64_t done, int64_t total)> on_progress;
   std::function<bool()> cancelled;

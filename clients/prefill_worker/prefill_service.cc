@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "clients/prefill_worker/prefill_engine.h"
 #include "clients/worker/token_ids.h"
@@ -41,6 +42,14 @@ absl::Status PrefillServiceImpl::Run(grpc::ServerContext& context,
   if (!mode.ok()) return mode.status();
   task.mode = *mode;
   task.recent_window = runtime_->RecentWindow(request.recent_window());
+  absl::StatusOr<float> bound = ParseErrorBound(request.max_relative_error());
+  if (!bound.ok()) return bound.status();
+  task.max_relative_error = *bound;
+  if (request.exact_form() != v1::SEGMENT_FORM_UNSPECIFIED) task.exact_form = request.exact_form();
+  if (task.exact_form != v1::SEGMENT_FORM_EXACT && task.exact_form != v1::SEGMENT_FORM_LOSSLESS) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "exact_form is ", static_cast<int>(task.exact_form), "; it must be EXACT or LOSSLESS"));
+  }
   task.deadline = std::min(absl::FromChrono(context.deadline()), absl::Now() + kLongestPrefill);
   task.cancelled = [&context] { return context.IsCancelled(); };
   task.on_progress = [&writer](int64_t done, int64_t total) {

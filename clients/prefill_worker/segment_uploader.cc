@@ -116,7 +116,9 @@ absl::Status SegmentUploader::Process(Item& item) {
       totals_.stored_segments += committed->stored_segments();
       totals_.deduplicated_segments += committed->deduplicated_segments();
       totals_.exact_bytes += committed->exact_bytes();
+      totals_.lossless_bytes += committed->lossless_bytes();
       totals_.compact_bytes += committed->compact_bytes();
+      totals_.bounded_segments += committed->bounded_segments();
       totals_.encoded_dense_bytes += committed->encoded_dense_bytes();
       totals_.encode_time += FromProto(committed->encode_time());
       totals_.max_relative_error =

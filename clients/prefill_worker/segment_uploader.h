@@ -23,7 +23,9 @@ struct UploadTotals {
   uint32_t deduplicated_segments = 0;
   uint64_t payload_bytes = 0;
   uint64_t exact_bytes = 0;
+  uint64_t lossless_bytes = 0;
   uint64_t compact_bytes = 0;
+  uint32_t bounded_segments = 0;
   uint64_t encoded_dense_bytes = 0;
   absl::Duration encode_time;
   float max_relative_error = 0;

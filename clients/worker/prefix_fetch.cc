@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "compute/codec/lossless_codec.h"
 
 namespace fourierkv {
 namespace {
@@ -48,6 +49,7 @@ void PrefixFetch::Run(absl::Time deadline) {
 absl::Status PrefixFetch::Fetch(absl::Time deadline) {
   v1::GetSegmentsRequest request;
   for (const PlannedFetch& fetch : plan_.fetches) *request.add_segments() = fetch.request;
+  request.set_max_relative_error(plan_.max_relative_error);
   return client_->Get(
       request, deadline, [this](const v1::GetPlan& plan) { return CheckPlan(plan); },
       [this](FetchedBlob blob) { return Take(std::move(blob)); });
@@ -61,9 +63,13 @@ absl::Status PrefixFetch::CheckPlan(const v1::GetPlan& plan) const {
   }
   for (int i = 0; i < plan.segments_size(); ++i) {
     if (plan.segments(i).missing_reason() != v1::MISSING_REASON_UNSPECIFIED) {
-      return absl::NotFoundError(
-          absl::StrCat("segment ", plan_.fetches[i].segment,
-                       " is missing: ", v1::MissingReason_Name(plan.segments(i).missing_reason())));
+      return absl::NotFoundError(absl::StrCat(
+          "segment ", plan_.fetches[i].segment,
+          " is missing: ", v1::MissingReason_Name(plan.segments(i).missing_reason()),
+          plan.segments(i).missing_reason() == v1::MISSING_REASON_ERROR_BOUND
+              ? absl::StrCat(": its error is ", plan.segments(i).max_relative_error(),
+                             ", and no more than ", plan_.max_relative_error, " is allowed")
+              : ""));
     }
   }
   return absl::OkStatus();
@@ -104,16 +110,32 @@ absl::Status PrefixFetch::Install(const PlannedFetch& fetch, int layer, FetchedB
   const int64_t first = fetch.segment * static_cast<int64_t>(plan_.segment_tokens);
   for (const FetchedBlob* blob : {&k, &v}) {
     const BlobHeader& h = blob->header;
-    if (h.form != SegmentForm::kExact || h.dtype != cache_->dtype() ||
-        h.kv_heads != geometry.kv_heads || h.head_dim != geometry.head_dim ||
-        h.tokens < fetch.tokens || h.first_token != static_cast<uint64_t>(first)) {
+    if (!IsExactData(h.form) || h.dtype != cache_->dtype() || h.kv_heads != geometry.kv_heads ||
+        h.head_dim != geometry.head_dim || h.tokens < fetch.tokens ||
+        h.first_token != static_cast<uint64_t>(first)) {
       return absl::DataLossError(
           absl::StrCat("segment ", fetch.segment, " arrived as something else than asked for"));
     }
   }
-  const auto* k_data = reinterpret_cast<const uint16_t*>(BlobPayload(k.bytes.span()).data());
-  const auto* v_data = reinterpret_cast<const uint16_t*>(BlobPayload(v.bytes.span()).data());
   const int64_t stored = k.header.tokens;
+  if (v.header.tokens != k.header.tokens) {
+    return absl::DataLossError(
+        absl::StrCat("segment ", fetch.segment, ": K and V arrived with different lengths"));
+  }
+  std::vector<uint16_t> unpacked[2];
+  for (const FetchedBlob* blob : {&k, &v}) {
+    if (blob->header.form != SegmentForm::kLossless) continue;
+    std::vector<uint16_t>& values = unpacked[static_cast<int>(blob->header.part)];
+    values.resize(static_cast<size_t>(geometry.PartBytes(stored)) / kKvDtypeBytes);
+    if (absl::Status s = LosslessDecode(BlobPayload(blob->bytes.span()), values); !s.ok()) return s;
+  }
+  const auto values_of = [&](const FetchedBlob& blob) {
+    const std::vector<uint16_t>& values = unpacked[static_cast<int>(blob.header.part)];
+    return values.empty() ? reinterpret_cast<const uint16_t*>(BlobPayload(blob.bytes.span()).data())
+                          : values.data();
+  };
+  const uint16_t* k_data = values_of(k);
+  const uint16_t* v_data = values_of(v);
   if (stored == fetch.tokens) {
     return cache_->InstallExact(layer, first, stored, k_data, v_data);
   }

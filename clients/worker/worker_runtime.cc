@@ -46,6 +46,15 @@ v1::CacheNamespace MakeNamespace(const WorkerOptions& options, const LlamaModel&
 
 }  // namespace
 
+absl::StatusOr<float> ParseErrorBound(float bound) {
+  if (!(bound >= 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_relative_error is ", bound,
+                     "; it must be a number of at least 0, where 0 means no bound"));
+  }
+  return bound == 0 ? std::numeric_limits<float>::infinity() : bound;
+}
+
 absl::StatusOr<v1::CacheMode> ParseCacheMode(v1::CacheMode mode) {
   switch (mode) {
     case v1::CACHE_MODE_UNSPECIFIED:
@@ -136,7 +145,8 @@ absl::Status WorkerRuntime::PutProfile() const {
 
 absl::StatusOr<std::unique_ptr<FillableKvCache>> WorkerRuntime::NewCache(v1::CacheMode mode,
                                                                          int64_t max_tokens,
-                                                                         int recent_window) const {
+                                                                         int recent_window,
+                                                                         float error_bound) const {
   if (mode == v1::CACHE_MODE_EXACT) {
     absl::StatusOr<std::unique_ptr<DenseKvCache>> cache =
         DenseKvCache::Create(model_->config().Geometry(), backend_.get(), max_tokens, kCacheDtype);
@@ -147,6 +157,7 @@ absl::StatusOr<std::unique_ptr<FillableKvCache>> WorkerRuntime::NewCache(v1::Cac
   options.recent_window = recent_window;
   options.max_tokens = max_tokens;
   options.dtype = kCacheDtype;
+  options.max_relative_error = error_bound;
   absl::StatusOr<std::unique_ptr<CompactKvCache>> cache =
       CompactKvCache::Create(layout_, backend_.get(), options);
   if (!cache.ok()) return cache.status();

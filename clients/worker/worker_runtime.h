@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -55,9 +56,10 @@ class WorkerRuntime {
   // Puts the profile again, in case the service has been restarted.
   absl::Status PutProfile() const;
 
-  // An empty cache for at most `max_tokens`.
-  absl::StatusOr<std::unique_ptr<FillableKvCache>> NewCache(v1::CacheMode mode, int64_t max_tokens,
-                                                            int recent_window) const;
+  // An empty cache for at most `max_tokens`; `error_bound` as CompactCacheOptions has it.
+  absl::StatusOr<std::unique_ptr<FillableKvCache>> NewCache(
+      v1::CacheMode mode, int64_t max_tokens, int recent_window,
+      float error_bound = std::numeric_limits<float>::infinity()) const;
 
  private:
   WorkerRuntime() = default;
@@ -74,6 +76,10 @@ class WorkerRuntime {
 
 // The mode a request asks for; UNSPECIFIED means COMPACT. InvalidArgument for unknown values.
 absl::StatusOr<v1::CacheMode> ParseCacheMode(v1::CacheMode mode);
+
+// The largest relative error that a request allows; 0 in it means any. InvalidArgument for NaN and
+// negative ones.
+absl::StatusOr<float> ParseErrorBound(float bound);
 
 // A codec profile as flags name it: a file, "default", or empty for the folder's codec_profile.json
 // or else the default. InvalidArgument if it does not fit the model.

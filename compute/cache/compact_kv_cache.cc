@@ -62,16 +62,22 @@ absl::StatusOr<std::unique_ptr<CompactKvCache>> CompactKvCache::Create(
     return absl::InvalidArgumentError(
         absl::StrCat("max_tokens is ", options.max_tokens, "; it must be 1 to ", kMaxCacheTokens));
   }
+  if (!(options.max_relative_error >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("max_relative_error is ",
+                                                   options.max_relative_error,
+                                                   "; it must be a number of at least 0"));
+  }
   return std::unique_ptr<CompactKvCache>(new CompactKvCache(std::move(layout), backend, options));
 }
 
 CompactKvCache::CompactKvCache(std::shared_ptr<const ProfileLayout> layout, ComputeBackend* backend,
                                const CompactCacheOptions& options)
     : FillableKvCache(layout->profile().geometry, options.dtype, options.max_tokens,
-                      /*hole_first=*/layout->profile().segment_tokens, backend),
+                      /*segment_tokens=*/layout->profile().segment_tokens, backend),
       layout_(std::move(layout)),
       segment_tokens_(layout_->profile().segment_tokens),
       recent_window_(options.recent_window),
+      max_relative_error_(options.max_relative_error),
       segments_(geometry_.layers) {}
 
 int64_t CompactKvCache::CompactSegments(int64_t length, int segment_tokens, int64_t recent_window) {
@@ -92,7 +98,7 @@ void CompactKvCache::AddCompact(int layer, LayerKv* kv) const {
 }
 
 absl::Status CompactKvCache::AfterAdvance() {
-  while (compact_segments() < CompactSegments(length(), segment_tokens_, recent_window_)) {
+  while (settled_segments() < CompactSegments(length(), segment_tokens_, recent_window_)) {
     if (absl::Status s = SealOldest(); !s.ok()) return s;
   }
   return absl::OkStatus();
@@ -105,18 +111,18 @@ absl::Status CompactKvCache::Compact() {
 
 absl::Status CompactKvCache::SealOldest() {
   SealedSegment sealed;
-  sealed.index = compact_segments() + 1;
+  sealed.index = settled_segments() + 1;
   sealed.dtype = dtype_;
   std::vector<EncodeJob> jobs;
   for (int layer = 0; layer < geometry_.layers; ++layer) {
     const ExactBlock exact = exact_block(layer);
-    const int64_t behind_sink = static_cast<int64_t>(segment_tokens_) * geometry_.head_dim;
+    const int64_t oldest = unsettled_index() * geometry_.head_dim;
     for (Part part : kParts) {
       const PartLayout& layout = layout_->part(layer, part);
       auto blob = std::make_shared<std::vector<std::byte>>(kBlobHeaderBytes + layout.payload_bytes);
       EncodeJob job;
       job.layout = &layout;
-      job.dense = (part == Part::kK ? exact.k : exact.v) + behind_sink;
+      job.dense = (part == Part::kK ? exact.k : exact.v) + oldest;
       job.head_stride = exact.head_stride;
       job.payload = blob->data() + kBlobHeaderBytes;
       jobs.push_back(job);
@@ -125,13 +131,21 @@ absl::Status CompactKvCache::SealOldest() {
   }
   if (absl::Status s = backend_->Encode(dtype_, jobs); !s.ok()) return s;
 
-  for (size_t i = 0; i < jobs.size(); ++i) sealed.parts[i].relative_error = jobs[i].relative_error;
+  float error = 0;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    sealed.parts[i].relative_error = jobs[i].relative_error;
+    error = std::max(error, jobs[i].relative_error);
+  }
+  if (error > max_relative_error_) {
+    SettleOldest(/*compact=*/false);
+    return absl::OkStatus();
+  }
   for (int layer = 0; layer < geometry_.layers; ++layer) {
     segments_[layer].blocks.push_back({jobs[layer * 2].payload, jobs[layer * 2 + 1].payload});
     segments_[layer].owners.push_back(sealed.parts[layer * 2].blob);
     segments_[layer].owners.push_back(sealed.parts[layer * 2 + 1].blob);
   }
-  MoveToHole(segment_tokens_);
+  SettleOldest(/*compact=*/true);
   sealed_.push_back(std::move(sealed));
   return absl::OkStatus();
 }
@@ -141,8 +155,8 @@ std::vector<SealedSegment> CompactKvCache::TakeSealed() { return std::exchange(s
 absl::Status CompactKvCache::BeginFill(const FillPlan& plan, absl::Time deadline) {
   if (absl::Status s = FillableKvCache::BeginFill(plan, deadline); !s.ok()) return s;
   for (LayerSegments& layer : segments_) {
-    layer.blocks.assign(plan.compact_segments, CompactBlock{});
-    layer.owners.assign(2 * plan.compact_segments, nullptr);
+    layer.blocks.assign(compact_segments(), CompactBlock{});
+    layer.owners.assign(2 * compact_segments(), nullptr);
   }
   return absl::OkStatus();
 }
@@ -160,6 +174,10 @@ absl::StatusOr<SharedBytes> CompactKvCache::VerifiedPayload(int layer, Part part
   if (!mismatch.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(where(), "the blob does not fit: ", mismatch));
   }
+  if (header->relative_error > max_relative_error_) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        where(), "its relative error ", header->relative_error, " is above ", max_relative_error_));
+  }
   const std::span<const std::byte> payload = BlobPayload(blob.span());
   if (absl::Status s = CheckPayload(layout_->part(layer, part), payload); !s.ok()) {
     return absl::Status(s.code(), absl::StrCat(where(), s.message()));
@@ -173,19 +191,29 @@ absl::StatusOr<SharedBytes> CompactKvCache::VerifiedPayload(int layer, Part part
 absl::Status CompactKvCache::InstallCompact(int layer, int64_t segment, SharedBytes k_blob,
                                             SharedBytes v_blob) {
   if (absl::Status s = CheckFilling(layer); !s.ok()) return s;
-  if (segment < 1 || segment > compact_segments()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "segment ", segment, " is not among the planned compact ones, 1 to ", compact_segments()));
+  const auto exact = std::lower_bound(exact_inside().begin(), exact_inside().end(), segment);
+  if (segment < 1 || segment > settled_segments() ||
+      (exact != exact_inside().end() && *exact == segment)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("segment ", segment, " is not among the planned compact ones, 1 to ",
+                     settled_segments(), " but for ", exact_inside().size(), " exact ones"));
   }
+  const int64_t block = segment - 1 - (exact - exact_inside().begin());
   absl::StatusOr<SharedBytes> k = VerifiedPayload(layer, Part::kK, segment, k_blob);
   if (!k.ok()) return k.status();
   absl::StatusOr<SharedBytes> v = VerifiedPayload(layer, Part::kV, segment, v_blob);
   if (!v.ok()) return v.status();
   LayerSegments& to = segments_[layer];
-  to.blocks[segment - 1] = {k->data.get(), v->data.get()};
-  to.owners[2 * (segment - 1)] = std::move(k->data);
-  to.owners[2 * (segment - 1) + 1] = std::move(v->data);
+  to.blocks[block] = {k->data.get(), v->data.get()};
+  to.owners[2 * block] = std::move(k->data);
+  to.owners[2 * block + 1] = std::move(v->data);
   return absl::OkStatus();
+}
+
+int64_t CompactKvCache::SegmentOf(size_t block) const {
+  int64_t segment = static_cast<int64_t>(block) + 1;
+  for (const int64_t exact : exact_inside()) segment += exact <= segment ? 1 : 0;
+  return segment;
 }
 
 absl::Status CompactKvCache::CheckCompactInstalled(int layer) const {
@@ -193,7 +221,7 @@ absl::Status CompactKvCache::CheckCompactInstalled(int layer) const {
   for (size_t i = 0; i < blocks.size(); ++i) {
     if (blocks[i].k == nullptr) {
       return absl::FailedPreconditionError(
-          absl::StrCat("layer ", layer, ": compact segment ", i + 1, " was not installed"));
+          absl::StrCat("layer ", layer, ": compact segment ", SegmentOf(i), " was not installed"));
     }
   }
   return absl::OkStatus();

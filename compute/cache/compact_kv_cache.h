@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -19,11 +20,14 @@ struct CompactCacheOptions {
   int64_t recent_window = 1024;  // W: at least so many of the last tokens stay exact; 0 to 2^20
   int64_t max_tokens = 0;        // 1 to kMaxCacheTokens
   KvDtype dtype = KvDtype::kBf16;
+  // Segments in which any part of any layer has a larger measured error stay exact.
+  float max_relative_error = std::numeric_limits<float>::infinity();
 };
 
 // With segments of S tokens: segment 0 (the sink) is exact. Whenever Advance leaves more than W + S
 // tokens behind the compact part, the oldest S of them are encoded as one segment, so that between
-// W and W + S recent tokens are exact. Attention reads compact segments as they are. Threading: as
+// W and W + S recent tokens are exact. A segment that cannot be encoded within max_relative_error
+// is left exact where it is. Attention reads compact segments as they are. Threading: as
 // FillableKvCache.
 class CompactKvCache final : public FillableKvCache {
  public:
@@ -42,10 +46,10 @@ class CompactKvCache final : public FillableKvCache {
 
   absl::Status BeginFill(const FillPlan& plan, absl::Time deadline) override;
 
-  // K and V of `layer` of one compact segment, 1 <= segment <= plan.compact_segments, as whole
-  // blobs, which stay shared. Both are verified, so that nothing they hold can make attention give
-  // NaN. DataLoss for damaged blobs; InvalidArgument for a blob of another form, layer, position,
-  // geometry or profile; FailedPrecondition for a layer that is not being filled.
+  // K and V of `layer` of one compact segment of the plan, as whole blobs, which stay shared. Both
+  // are verified, so that nothing they hold can make attention give NaN. DataLoss for damaged
+  // blobs; InvalidArgument for a blob of another form, layer, position, geometry or profile, or of
+  // an error above max_relative_error; FailedPrecondition for a layer that is not being filled.
   absl::Status InstallCompact(int layer, int64_t segment, SharedBytes k_blob, SharedBytes v_blob);
 
   // Encodes what Advance would, without waiting for it: for a cache that was filled with more exact
@@ -57,7 +61,7 @@ class CompactKvCache final : public FillableKvCache {
   std::vector<SealedSegment> TakeSealed();
 
  private:
-  // Compact segments 1, 2, ... of one layer.
+  // The compact segments of one layer, in order of position.
   struct LayerSegments {
     std::vector<CompactBlock> blocks;
     std::vector<std::shared_ptr<const void>> owners;  // K and V of blocks[i] at 2 i and 2 i + 1
@@ -69,10 +73,13 @@ class CompactKvCache final : public FillableKvCache {
   void AddCompact(int layer, LayerKv* kv) const override;
   absl::Status AfterAdvance() override;
   absl::Status CheckCompactInstalled(int layer) const override;
-  int64_t compact_segments() const override { return hole_tokens() / segment_tokens_; }
+  int64_t compact_segments() const override {
+    return settled_segments() - static_cast<int64_t>(exact_inside().size());
+  }
   int64_t compact_bytes() const override;
 
   absl::Status SealOldest();
+  int64_t SegmentOf(size_t block) const;  // of the compact ones
   // The payload of a blob that was made for this place, and its owner.
   absl::StatusOr<SharedBytes> VerifiedPayload(int layer, Part part, int64_t segment,
                                               const SharedBytes& blob) const;
@@ -80,6 +87,7 @@ class CompactKvCache final : public FillableKvCache {
   const std::shared_ptr<const ProfileLayout> layout_;
   const int segment_tokens_;
   const int64_t recent_window_;
+  const float max_relative_error_;
   std::vector<LayerSegments> segments_;  // per layer
   std::vector<SealedSegment> sealed_;
 };

@@ -14,12 +14,12 @@ constexpr int64_t kSpareTokens = 1024;
 }  // namespace
 
 FillableKvCache::FillableKvCache(const KvGeometry& geometry, KvDtype dtype, int64_t max_tokens,
-                                 int64_t hole_first, ComputeBackend* backend)
+                                 int64_t segment_tokens, ComputeBackend* backend)
     : geometry_(geometry),
       dtype_(dtype),
       backend_(backend),
       max_tokens_(max_tokens),
-      hole_first_(hole_first),
+      segment_tokens_(segment_tokens),
       layers_(),
       pending_(geometry.layers, 0),
       gate_(geometry.layers),
@@ -37,6 +37,7 @@ int64_t FillableKvCache::bytes() const {
 CacheStats FillableKvCache::stats() const {
   return {.exact_tokens = exact_tokens(),
           .compact_segments = compact_segments(),
+          .exact_inside = static_cast<int64_t>(exact_inside_.size()),
           .exact_bytes = geometry_.DenseBytes(exact_tokens()),
           .compact_bytes = compact_bytes(),
           .dense_bytes = geometry_.DenseBytes(length_)};
@@ -122,15 +123,32 @@ absl::Status FillableKvCache::WaitUntilFilled() const {
   return absl::OkStatus();
 }
 
-void FillableKvCache::MoveToHole(int64_t n) {
-  for (ExactLayer& layer : layers_) layer.Erase(hole_first_, n);
-  hole_tokens_ += n;
+void FillableKvCache::SettleOldest(bool compact) {
+  if (compact) {
+    for (ExactLayer& layer : layers_) layer.Erase(unsettled_index(), segment_tokens_);
+  } else {
+    exact_inside_.push_back(settled_ + 1);
+  }
+  ++settled_;
 }
 
-absl::Status FillableKvCache::BeginFill(const FillPlan& plan, absl::Time deadline) {
-  if (length_ != 0) {
-    return absl::FailedPreconditionError("only an empty cache can be filled");
-  }
+int64_t FillableKvCache::ExactIndex(int64_t position) const {
+  if (settled_ == 0 || position < segment_tokens_) return position;
+  if (position >= (1 + settled_) * segment_tokens_) return position - compact_tokens();
+  const int64_t segment = position / segment_tokens_;
+  const auto at = std::lower_bound(exact_inside_.begin(), exact_inside_.end(), segment);
+  if (at == exact_inside_.end() || *at != segment) return -1;
+  return (1 + (at - exact_inside_.begin())) * segment_tokens_ + position % segment_tokens_;
+}
+
+int64_t FillableKvCache::PositionOf(int64_t exact_index) const {
+  if (settled_ == 0 || exact_index < segment_tokens_) return exact_index;
+  if (exact_index >= unsettled_index()) return exact_index + compact_tokens();
+  return exact_inside_[exact_index / segment_tokens_ - 1] * segment_tokens_ +
+         exact_index % segment_tokens_;
+}
+
+absl::Status FillableKvCache::CheckPlan(const FillPlan& plan) const {
   if (plan.length < 1 || plan.compact_segments < 0) {
     return absl::InvalidArgumentError(absl::StrCat("a fill of ", plan.length, " tokens with ",
                                                    plan.compact_segments, " compact segments"));
@@ -139,15 +157,34 @@ absl::Status FillableKvCache::BeginFill(const FillPlan& plan, absl::Time deadlin
     return absl::ResourceExhaustedError(absl::StrCat(
         "a fill of ", plan.length, " tokens: the cache holds ", max_tokens_, " at most"));
   }
-  const bool fits = plan.compact_segments == 0 ||
-                    (hole_first_ > 0 && plan.compact_segments <= plan.length / hole_first_ - 1);
+  const bool fits =
+      plan.compact_segments == 0 ||
+      (segment_tokens_ > 0 && plan.compact_segments <= plan.length / segment_tokens_ - 1);
   if (!fits) {
     return absl::InvalidArgumentError(
         absl::StrCat("a cache of ", plan.length, " tokens cannot have ", plan.compact_segments,
-                     " compact segments", hole_first_ == 0 ? ": it is dense" : ""));
+                     " compact segments", segment_tokens_ == 0 ? ": it is dense" : ""));
   }
+  int64_t last = 0;
+  for (const int64_t segment : plan.exact_inside) {
+    if (segment <= last || segment > plan.compact_segments) {
+      return absl::InvalidArgumentError(absl::StrCat("exact_inside: segment ", segment, " after ",
+                                                     last, "; they must increase, from 1 to ",
+                                                     plan.compact_segments));
+    }
+    last = segment;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FillableKvCache::BeginFill(const FillPlan& plan, absl::Time deadline) {
+  if (length_ != 0) {
+    return absl::FailedPreconditionError("only an empty cache can be filled");
+  }
+  if (absl::Status s = CheckPlan(plan); !s.ok()) return s;
   length_ = plan.length;
-  hole_tokens_ = plan.compact_segments * hole_first_;
+  settled_ = plan.compact_segments;
+  exact_inside_ = plan.exact_inside;
   std::fill(pending_.begin(), pending_.end(), 0);
   for (int l = 0; l < geometry_.layers; ++l) {
     layers_[l].Reserve(exact_tokens() + std::min(kSpareTokens, max_tokens_ - length_));
@@ -161,19 +198,16 @@ absl::Status FillableKvCache::BeginFill(const FillPlan& plan, absl::Time deadlin
 absl::Status FillableKvCache::InstallExact(int layer, int64_t first_token, int64_t tokens,
                                            const uint16_t* k, const uint16_t* v) {
   if (absl::Status s = CheckFilling(layer); !s.ok()) return s;
-  const int64_t hole_end = hole_first_ + hole_tokens_;
   const bool in_sequence =
       first_token >= 0 && tokens >= 1 && tokens <= length_ && first_token <= length_ - tokens;
-  const bool clear_of_hole =
-      hole_tokens_ == 0 || first_token + tokens <= hole_first_ || first_token >= hole_end;
-  if (!in_sequence || !clear_of_hole) {
+  const int64_t first = in_sequence ? ExactIndex(first_token) : -1;
+  // A compact token between the two would bring them closer together.
+  if (first < 0 || ExactIndex(first_token + tokens - 1) != first + tokens - 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("layer ", layer, ": ", tokens, " tokens from position ", first_token,
                      " are not among those to be held exactly (", length_, " tokens, of which ",
-                     hole_tokens_, " from position ", hole_first_, " are compact)"));
+                     compact_tokens(), " in segments 1 to ", settled_, " are compact)"));
   }
-  const int64_t first =
-      hole_tokens_ > 0 && first_token >= hole_end ? first_token - hole_tokens_ : first_token;
   layers_[layer].WriteHeads(first, tokens, k, v);
   std::fill_n(installed_[layer].begin() + first, tokens, true);
   return absl::OkStatus();
@@ -184,11 +218,9 @@ absl::Status FillableKvCache::MarkLayerReady(int layer) {
   const std::vector<bool>& installed = installed_[layer];
   const auto missing = std::find(installed.begin(), installed.end(), false);
   if (missing != installed.end()) {
-    const int64_t index = missing - installed.begin();
-    const bool behind_hole = hole_tokens_ > 0 && index >= hole_first_;
     return absl::FailedPreconditionError(
         absl::StrCat("layer ", layer, ": the exact token at position ",
-                     behind_hole ? index + hole_tokens_ : index, " was not installed"));
+                     PositionOf(missing - installed.begin()), " was not installed"));
   }
   if (absl::Status s = CheckCompactInstalled(layer); !s.ok()) return s;
   installed_[layer] = {};

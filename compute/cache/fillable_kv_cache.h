@@ -16,22 +16,26 @@
 namespace fourierkv {
 
 // What a cache about to be filled will hold: tokens [0, length), of which segments
-// 1 .. compact_segments are compact and everything else is exact.
+// 1 .. compact_segments are compact, except for `exact_inside`, and everything else is exact.
 struct FillPlan {
   int64_t length = 0;
   int64_t compact_segments = 0;
+  std::vector<int64_t> exact_inside = {};  // increasing
 };
 
 struct CacheStats {
   int64_t exact_tokens = 0;
   int64_t compact_segments = 0;
+  int64_t exact_inside = 0;   // exact segments among the compact ones
   int64_t exact_bytes = 0;    // of exact tokens
   int64_t compact_bytes = 0;  // of compact segments, headers included
   int64_t dense_bytes = 0;    // what all tokens would take in a dense cache
 };
 
-// A cache of `max_tokens` tokens at most. Tokens [0, H) and [H + hole, length) are held exactly,
-// where the hole, if any, is the compact part that a subclass holds.
+// A cache of `max_tokens` tokens at most. The first segment is held exactly; the `settled` segments
+// behind it are compact, held by a subclass, but for some that are exact; what follows is exact.
+// Exact tokens stand in order of position, without gaps where compact segments are: attention does
+// not depend on the place of a token, as its position is part of its K.
 //
 // Filling: an empty cache may be filled with fetched data instead of computed. The owner calls
 // BeginFill; from then on length() is the plan's. Any thread may then install the parts of a layer
@@ -79,8 +83,8 @@ class FillableKvCache : public KvCache {
   void FailFill(absl::Status status) { gate_.Fail(std::move(status)); }
 
  protected:
-  FillableKvCache(const KvGeometry& geometry, KvDtype dtype, int64_t max_tokens, int64_t hole_first,
-                  ComputeBackend* backend);
+  FillableKvCache(const KvGeometry& geometry, KvDtype dtype, int64_t max_tokens,
+                  int64_t segment_tokens, ComputeBackend* backend);
 
   // Adds the compact part of `layer` to what Attend reads.
   virtual void AddCompact(int /*layer*/, LayerKv* /*kv*/) const {}
@@ -95,12 +99,19 @@ class FillableKvCache : public KvCache {
   // OK if `layer` exists and waits to be filled.
   absl::Status CheckFilling(int layer) const;
 
-  int64_t exact_tokens() const { return length_ - hole_tokens_; }
-  int64_t hole_tokens() const { return hole_tokens_; }
+  int64_t exact_tokens() const { return length_ - compact_tokens(); }
+  // Segments behind the first that are compact or exact for good.
+  int64_t settled_segments() const { return settled_; }
+  const std::vector<int64_t>& exact_inside() const { return exact_inside_; }
+  // Where the oldest segment that is not settled stands among the exact tokens.
+  int64_t unsettled_index() const {
+    return (1 + static_cast<int64_t>(exact_inside_.size())) * segment_tokens_;
+  }
   // As Append: OK once every layer is ready.
   absl::Status WaitUntilFilled() const;
-  // The hole's end moves n tokens on; they leave the exact store.
-  void MoveToHole(int64_t n);
+  // Settles the oldest segment that is not: as compact, whereby its tokens leave the exact store,
+  // or as exact.
+  void SettleOldest(bool compact);
 
   const KvGeometry geometry_;
   const KvDtype dtype_;
@@ -108,8 +119,17 @@ class FillableKvCache : public KvCache {
 
  private:
   const int64_t max_tokens_;
-  const int64_t hole_first_;
-  int64_t hole_tokens_ = 0;
+  int64_t compact_tokens() const {
+    return (settled_ - static_cast<int64_t>(exact_inside_.size())) * segment_tokens_;
+  }
+  // Index among the exact tokens of the one at `position`, or -1 if that is compact; and back.
+  int64_t ExactIndex(int64_t position) const;
+  int64_t PositionOf(int64_t exact_index) const;
+  absl::Status CheckPlan(const FillPlan& plan) const;
+
+  const int64_t segment_tokens_;  // 0: everything is exact
+  int64_t settled_ = 0;
+  std::vector<int64_t> exact_inside_;  // increasing, from 1 to settled_
   int64_t length_ = 0;
   std::vector<ExactLayer> layers_;
   std::vector<int64_t> pending_;  // tokens appended since the last Advance, per layer

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -53,8 +54,12 @@ std::vector<std::string> Fetches(const PrefixPlan& plan) {
     fetches.push_back(absl::StrCat(fetch.segment, fetch.compact ? "c" : "e",
                                    fetch.tokens == kS ? "" : absl::StrCat(":", fetch.tokens)));
     EXPECT_EQ(fetch.request.block_key(), absl::StrCat("key ", fetch.segment));
-    EXPECT_THAT(fetch.request.accepted_forms(),
-                ElementsAre(fetch.compact ? v1::SEGMENT_FORM_COMPACT : v1::SEGMENT_FORM_EXACT));
+    if (fetch.compact) {
+      EXPECT_THAT(fetch.request.accepted_forms(), ElementsAre(v1::SEGMENT_FORM_COMPACT));
+    } else {
+      EXPECT_THAT(fetch.request.accepted_forms(),
+                  ElementsAre(v1::SEGMENT_FORM_EXACT, v1::SEGMENT_FORM_LOSSLESS));
+    }
   }
   return fetches;
 }
@@ -149,6 +154,67 @@ TEST(PrefixPlanTest, NeverMoreThanAllowed) {
       EXPECT_LE((1 + plan.fill.compact_segments) * kS, std::max<int64_t>(plan.fill.length, kS));
     }
   }
+}
+
+// Six full segments held compact with these errors and, where said, exactly as well.
+struct Measured {
+  float error;  // of the compact form; negative: not held
+  v1::SegmentForm exactly = v1::SEGMENT_FORM_UNSPECIFIED;
+};
+
+PrefixPlan BoundedPlan(const std::vector<Measured>& segments, float bound) {
+  v1::MatchPrefixResponse match;
+  for (const Measured& measured : segments) {
+    v1::MatchedSegment* segment = match.add_segments();
+    segment->set_block_key(absl::StrCat("key ", match.segments_size() - 1));
+    segment->set_tokens(kS);
+    if (measured.error >= 0) {
+      v1::HeldForm* form = segment->add_forms();
+      form->set_form(v1::SEGMENT_FORM_COMPACT);
+      form->set_max_relative_error(measured.error);
+    }
+    if (measured.exactly != v1::SEGMENT_FORM_UNSPECIFIED) {
+      segment->add_forms()->set_form(measured.exactly);
+    }
+  }
+  return PlanPrefix(match, {.mode = v1::CACHE_MODE_COMPACT,
+                            .segment_tokens = kS,
+                            .recent_window = 0,
+                            .sequence_tokens = 6 * kS + 1,
+                            .max_reused = 6 * kS,
+                            .max_relative_error = bound});
+}
+
+constexpr auto kExactly = v1::SEGMENT_FORM_EXACT;
+constexpr auto kLosslessly = v1::SEGMENT_FORM_LOSSLESS;
+
+TEST(PrefixPlanTest, SegmentsBeyondTheBoundAreTakenExactly) {
+  const PrefixPlan plan = BoundedPlan({{-1, kLosslessly},
+                                       {0.1f},
+                                       {0.4f, kExactly},
+                                       {0.2f, kExactly},
+                                       {0.3f, kLosslessly},
+                                       {0.1f, kExactly}},
+                                      0.2f);
+  EXPECT_THAT(Fetches(plan), ElementsAre("0e", "1c", "2e", "3c", "4e", "5c"));
+  EXPECT_EQ(plan.fill.length, 6 * kS);
+  EXPECT_EQ(plan.fill.compact_segments, 5);
+  EXPECT_THAT(plan.fill.exact_inside, ElementsAre(2, 4));
+  EXPECT_EQ(plan.max_relative_error, 0.2f);
+}
+
+TEST(PrefixPlanTest, ThePlanEndsBeforeASegmentThatIsOnlyHeldBeyondTheBound) {
+  const std::vector<Measured> segments = {{-1, kExactly}, {0.1f}, {0.4f}, {0.1f}, {0.1f}, {0.1f}};
+  EXPECT_THAT(Fetches(BoundedPlan(segments, 0.2f)), ElementsAre("0e", "1c"));
+  const PrefixPlan unbounded = BoundedPlan(segments, std::numeric_limits<float>::infinity());
+  EXPECT_EQ(unbounded.fill.length, 6 * kS);
+  EXPECT_THAT(unbounded.fill.exact_inside, IsEmpty());
+  EXPECT_EQ(unbounded.max_relative_error, 0) << "none";
+}
+
+TEST(PrefixPlanTest, AnErrorThatNobodyMeasuredIsNotWithinABound) {
+  const PrefixPlan plan = BoundedPlan({{-1, kExactly}, {-1, kExactly}, {0.1f}}, 0.2f);
+  EXPECT_THAT(Fetches(plan), ElementsAre("0e", "1e", "2c"));
 }
 
 }  // namespace

@@ -50,9 +50,10 @@ std::vector<int32_t> RandomPrompt(uint32_t seed, int64_t tokens) {
 }
 
 LocalRun GenerateLocally(const WorkerRuntime& runtime, v1::CacheMode mode,
-                         const std::vector<int32_t>& prompt, int new_tokens, int recent_window) {
-  auto cache =
-      runtime.NewCache(mode, static_cast<int64_t>(prompt.size()) + new_tokens, recent_window);
+                         const std::vector<int32_t>& prompt, int new_tokens, int recent_window,
+                         float error_bound) {
+  auto cache = runtime.NewCache(mode, static_cast<int64_t>(prompt.size()) + new_tokens,
+                                recent_window, error_bound);
   MustBeOk(cache.status());
   LlamaRunner runner(runtime.model(), runtime.pool());
   ForwardOutput out;
@@ -73,10 +74,11 @@ LocalRun GenerateLocally(const WorkerRuntime& runtime, v1::CacheMode mode,
 }
 
 std::vector<int32_t> ClearPrompt(const WorkerRuntime& runtime, v1::CacheMode mode, int64_t tokens,
-                                 int new_tokens, int recent_window) {
+                                 int new_tokens, int recent_window, float error_bound) {
   for (uint32_t seed = 1; seed < 200; ++seed) {
     std::vector<int32_t> prompt = RandomPrompt(seed, tokens);
-    if (GenerateLocally(runtime, mode, prompt, new_tokens, recent_window).smallest_lead > 1e-3f) {
+    if (GenerateLocally(runtime, mode, prompt, new_tokens, recent_window, error_bound)
+            .smallest_lead > 1e-3f) {
       return prompt;
     }
   }

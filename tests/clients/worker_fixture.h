@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,10 +37,12 @@ struct LocalRun {
 
 // Greedily, with a cache of the runtime's that no service ever saw. Aborts on errors.
 LocalRun GenerateLocally(const WorkerRuntime& runtime, v1::CacheMode mode,
-                         const std::vector<int32_t>& prompt, int new_tokens, int recent_window);
+                         const std::vector<int32_t>& prompt, int new_tokens, int recent_window,
+                         float error_bound = std::numeric_limits<float>::infinity());
 
 // A prompt whose greedy continuation does not hang on rounding.
 std::vector<int32_t> ClearPrompt(const WorkerRuntime& runtime, v1::CacheMode mode, int64_t tokens,
-                                 int new_tokens, int recent_window);
+                                 int new_tokens, int recent_window,
+                                 float error_bound = std::numeric_limits<float>::infinity());
 
 }  // namespace fourierkv

@@ -126,10 +126,11 @@ class WorkerTest : public testing::Test {
     for (const SegmentSummary& row : service_.core().store.List()) {
       if (row.index != index) continue;
       const auto stored = service_.core().store.Get({&row.key, 1});
-      if (stored[0]->forms[SegmentForm::kCompact] != nullptr)
-        Damage(stored[0]->forms[SegmentForm::kCompact]->blob(1, Part::kK), 150);
-      if (stored[0]->forms[SegmentForm::kExact] != nullptr)
-        Damage(stored[0]->forms[SegmentForm::kExact]->blob(1, Part::kK), 150);
+      for (const SegmentForm form : kHeldForms) {
+        if (const FormPtr& held = stored[0]->forms[form]; held != nullptr) {
+          Damage(held->blob(1, Part::kK), 150);
+        }
+      }
     }
   }
 

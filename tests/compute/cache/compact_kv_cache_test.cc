@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <random>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "compute/codec/segment_blob.h"
 #include "tests/compute/cache/cache_test_util.h"
 #include "tests/compute/cache/reference_backend.h"
@@ -286,6 +288,131 @@ TEST_F(CompactKvCacheTest, CreateBoundsItsOptions) {
     EXPECT_TRUE(
         absl::IsInvalidArgument(CompactKvCache::Create(layout_, &backend_, options).status()));
   }
+}
+
+TEST_F(CompactKvCacheTest, SegmentsThatCompressTooBadlyStayExactWhereTheyAre) {
+  // Noise in segments 2 and 4, and constants elsewhere.
+  TokenKv kv = RandomTokens(random_, 900);
+  const size_t token = kTestGeometry.kv_heads * kTestGeometry.head_dim;
+  for (auto* part : {&kv.k, &kv.v}) {
+    for (auto& layer : *part) {
+      for (size_t i = token; i < layer.size(); ++i) {
+        const size_t segment = i / token / kS;
+        if (segment != 2 && segment != 4) layer[i] = layer[i % token];
+      }
+    }
+  }
+  auto cache = CompactKvCache::Create(
+      layout_, &backend_, {.recent_window = 64, .max_tokens = 2000, .max_relative_error = 0.1f});
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  for (int t = 0; t < 900;) {
+    const int n = std::min<int>(900 - t, 1 + static_cast<int>(random_() % 200));
+    ASSERT_TRUE(AppendAll(**cache, kv, t, n).ok());
+    t += n;
+  }
+  const CacheStats stats = (*cache)->stats();
+  EXPECT_EQ(stats.exact_inside, 2);
+  EXPECT_EQ(stats.compact_segments, CompactKvCache::CompactSegments(900, kS, 64) - 2);
+  EXPECT_EQ(stats.exact_tokens + stats.compact_segments * kS, 900);
+  std::vector<int64_t> sealed;
+  for (const SealedSegment& segment : (*cache)->TakeSealed()) sealed.push_back(segment.index);
+  EXPECT_EQ(sealed, (std::vector<int64_t>{1, 3, 5}));
+  // Exact tokens keep their order of position: the sink, segment 2, segment 4, and the last ones.
+  const ExactBlock exact = (*cache)->exact_block(1);
+  ASSERT_EQ(exact.tokens, 900 - 3 * kS);
+  for (const auto& [index, position] :
+       {std::pair{0, 0}, {kS, 2 * kS}, {3 * kS - 1, 5 * kS - 1}, {3 * kS, 6 * kS}}) {
+    EXPECT_EQ(exact.k[index * kTestGeometry.head_dim],
+              FloatToBf16(kv.k[1][static_cast<size_t>(position) * token]))
+        << position;
+  }
+  // Attention is that of a dense cache, as constants are encoded almost without error.
+  auto dense = DenseKvCache::Create(kTestGeometry, &backend_, 1000);
+  ASSERT_TRUE(dense.ok() && AppendAll(**dense, kv, 0, 900).ok());
+  const TokenKv next = RandomTokens(random_, 1);
+  const auto q = RandomFloats(random_, kTestQueryHeads * kTestGeometry.head_dim);
+  const std::vector<float> compact = AttendNext(**cache, 0, next, q);
+  std::vector<float> expected(q.size());
+  ASSERT_TRUE((*dense)->Append(0, 1, next.k[0].data(), next.v[0].data()).ok());
+  ASSERT_TRUE((*dense)->Attend(0, 1, kTestQueryHeads, q.data(), expected.data()).ok());
+  for (size_t i = 0; i < q.size(); ++i) EXPECT_NEAR(compact[i], expected[i], 0.03);
+}
+
+TEST_F(CompactKvCacheTest, AFillMayHoldSegmentsExactlyInsideTheCompactPart) {
+  const TokenKv kv = RandomTokens(random_, 700);
+  auto source = MakeFull(kv, 700, 100);
+  const std::vector<SealedSegment> sealed = source->TakeSealed();
+  ASSERT_EQ(sealed.size(), 3);
+  auto cache = Make(100);
+  ASSERT_TRUE(cache->BeginFill({700, 3, {2}}, absl::InfiniteFuture()).ok());
+  for (const SealedSegment& segment : sealed) WriteHeaders(segment, *layout_, Digest{});
+  const auto install_exact = [&](int layer, int64_t first, int64_t n) {
+    return cache->InstallExact(layer, first, n, ByHead(kv.k[layer], first, n).data(),
+                               ByHead(kv.v[layer], first, n).data());
+  };
+  const auto install_compact = [&](int layer, int64_t segment) {
+    const auto& parts = sealed[segment - 1].parts;
+    return cache->InstallCompact(layer, segment, SharedBytes::Of(parts[2 * layer].blob),
+                                 SharedBytes::Of(parts[2 * layer + 1].blob));
+  };
+  for (int l = 0; l < kTestGeometry.layers; ++l) {
+    ASSERT_TRUE(install_exact(l, 4 * kS, 700 - 4 * kS).ok());
+    ASSERT_TRUE(install_compact(l, 3).ok());
+    ASSERT_TRUE(install_compact(l, 1).ok());
+    EXPECT_THAT(install_compact(l, 2).ToString(), HasSubstr("segment 2 is not among"));
+    EXPECT_FALSE(install_exact(l, kS, kS).ok()) << "compact";
+    EXPECT_FALSE(install_exact(l, 0, 3 * kS).ok()) << "compact in between";
+    EXPECT_FALSE(install_exact(l, 2 * kS - 1, 2).ok());
+    EXPECT_FALSE(install_exact(l, 3 * kS - 1, 2).ok());
+    ASSERT_TRUE(install_exact(l, 0, kS).ok());
+    ASSERT_TRUE(install_exact(l, 2 * kS, kS - 1).ok());
+    EXPECT_THAT(cache->MarkLayerReady(l).ToString(),
+                HasSubstr(absl::StrCat("position ", 3 * kS - 1)));
+    ASSERT_TRUE(install_exact(l, 3 * kS - 1, 1).ok());
+    ASSERT_TRUE(cache->MarkLayerReady(l).ok());
+  }
+  EXPECT_EQ(cache->stats().compact_segments, 2);
+  EXPECT_EQ(cache->stats().exact_inside, 1);
+  // The same tokens, with segment 2 exact, in a cache that never compressed it.
+  const ExactBlock exact = cache->exact_block(0);
+  const ExactBlock whole = source->exact_block(0);
+  ASSERT_EQ(exact.tokens, whole.tokens + kS);
+  EXPECT_EQ(exact.v[kS * kTestGeometry.head_dim],
+            FloatToBf16(kv.v[0][size_t{2} * kS * kTestGeometry.kv_heads * kTestGeometry.head_dim]));
+  const TokenKv next = RandomTokens(random_, 400);
+  ASSERT_TRUE(AppendAll(*cache, next, 0, 400).ok());
+  EXPECT_EQ(cache->stats().exact_inside, 1);
+  EXPECT_EQ(cache->stats().compact_segments, CompactKvCache::CompactSegments(1100, kS, 100) - 1);
+}
+
+TEST_F(CompactKvCacheTest, BoundsAndPlansThatCannotBeAreRefused) {
+  for (const float bound : {-1.0f, std::numeric_limits<float>::quiet_NaN()}) {
+    EXPECT_THAT(
+        CompactKvCache::Create(layout_, &backend_, {.max_tokens = 10, .max_relative_error = bound})
+            .status()
+            .ToString(),
+        HasSubstr("max_relative_error"));
+  }
+  for (const std::vector<int64_t>& inside :
+       std::vector<std::vector<int64_t>>{{0}, {4}, {2, 2}, {3, 1}, {-1}}) {
+    EXPECT_THAT(Make(0)->BeginFill({700, 3, inside}, absl::InfiniteFuture()).ToString(),
+                HasSubstr("exact_inside"));
+  }
+}
+
+TEST_F(CompactKvCacheTest, ABlobBeyondTheBoundIsNotInstalled) {
+  const TokenKv kv = RandomTokens(random_, 700);
+  auto source = MakeFull(kv, 700, 100);
+  const std::vector<SealedSegment> sealed = source->TakeSealed();
+  WriteHeaders(sealed[0], *layout_, Digest{});
+  auto cache = CompactKvCache::Create(
+      layout_, &backend_, {.recent_window = 100, .max_tokens = 2000, .max_relative_error = 1e-4f});
+  ASSERT_TRUE((*cache)->BeginFill({700, 3, {}}, absl::InfiniteFuture()).ok());
+  EXPECT_THAT((*cache)
+                  ->InstallCompact(0, 1, SharedBytes::Of(sealed[0].parts[0].blob),
+                                   SharedBytes::Of(sealed[0].parts[1].blob))
+                  .ToString(),
+              HasSubstr("relative error"));
 }
 
 }  // namespace
