@@ -135,6 +135,20 @@ class Run {
     return candidates;
   }
 
+  // The form in which the profile's segments are archived, if it says how.
+  absl::Status AddArchived(const CodecProfile& profile, std::vector<Candidate>* to) const {
+    if (!profile.archive.has_value()) return absl::OkStatus();
+    auto codec = ArchiveCodec::Create(profile);
+    if (!codec.ok()) return codec.status();
+    EvalRow row;
+    row.kind = FormKind::kProfile;
+    row.name = absl::StrCat(profile.name, ", archived");
+    row.profile_id = profile.Id().ToHex();
+    auto form = MakeArchivedForm(row.name, *std::move(codec), plan_.recent_window, engine_.backend);
+    to->push_back({std::move(row), std::move(form)});
+    return absl::OkStatus();
+  }
+
   absl::Status AddEqualBytes(const CodecProfile& profile, std::span<const int32_t> tokens,
                              std::vector<Candidate>* to) const {
     Say(absl::StrCat("controls of ", profile.name));
