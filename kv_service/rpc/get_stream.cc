@@ -35,13 +35,13 @@ absl::StatusOr<std::vector<SegmentWant>> ParseWants(const v1::GetSegmentsRequest
     SegmentWant want;
     want.key = *key;
     want.max_relative_error = *bound;
-    if (segment.accepted_forms_size() > kLastForm) {
-      return absl::InvalidArgumentError(field + ".accepted_forms names a form twice");
-    }
     for (const int form : segment.accepted_forms()) {
       absl::StatusOr<SegmentForm> parsed =
           FromProto(static_cast<v1::SegmentForm>(form), field + ".accepted_forms");
       if (!parsed.ok()) return parsed.status();
+      if (std::find(want.forms.begin(), want.forms.end(), *parsed) != want.forms.end()) {
+        return absl::InvalidArgumentError(field + ".accepted_forms names a form twice");
+      }
       want.forms.push_back(*parsed);
     }
     wants.push_back(std::move(want));

@@ -253,7 +253,7 @@ TEST_F(BadInputTest, HeadersThatMakeNoSense) {
        kInvalid, "header.first_segment_index"},
       {"no form", [](auto& h) { h.clear_payload_form(); }, kInvalid, "header.payload_form is 0"},
       {"dense form", [](auto& h) { h.set_payload_form(v1::SEGMENT_FORM_DENSE); }, kInvalid,
-       "header.payload_form is 3; it must be EXACT or COMPACT"},
+       "header.payload_form is 3; it must be EXACT"},
       {"unknown form", [](auto& h) { h.set_payload_form(static_cast<v1::SegmentForm>(99)); },
        kInvalid, "header.payload_form is 99"},
       {"compact sink",
