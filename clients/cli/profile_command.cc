@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "clients/cli/commands.h"
+#include "clients/cli/sequence_profile_command.h"
 #include "clients/cli/search_command.h"
 #include "clients/worker/worker_runtime.h"
 #include "compute/backend/compute_backend.h"
@@ -58,6 +59,7 @@ nlohmann::json Summary(const CodecProfile& profile, const ProfileLayout& layout)
 }
 
 void PrintProfile(const CodecProfile& profile, const Flags& flags) {
+  if (profile.sequence) return PrintSequenceProfile(profile, flags.output == "json");
   const ProfileLayout layout(profile);
   const nlohmann::json summary = Summary(profile, layout);
   if (flags.output == "json") {
@@ -174,6 +176,8 @@ void DeclareProfile(CLI::App& app, Command& chosen) {
   Choose(check, flags, chosen, Check);
 
   DeclareProfileSearch(*group, chosen);
+
+  DeclareSequenceProfiles(group, chosen);
 
   CLI::App* calibrate = group->add_subcommand(
       "calibrate", "Choose spectral channels by what losing them does to attention on a text");
