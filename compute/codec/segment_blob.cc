@@ -58,7 +58,7 @@ absl::Status Damaged(const Args&... args) {
 }
 
 absl::Status CheckFields(const BlobHeader& header, int form, int part, int dtype) {
-  if (form < 1 || form > 4) return Damaged("form ", form, " is unknown");
+  if (form < 1 || form > kLastForm) return Damaged("form ", form, " is unknown");
   if (part > 1) return Damaged("part ", part, " is neither K (0) nor V (1)");
   if (dtype < 1 || dtype > 2) return Damaged("dtype ", dtype, " is neither bf16 (1) nor fp16 (2)");
   if (header.layer > kMaxLayer) return Damaged("layer ", header.layer, " is above ", kMaxLayer);
@@ -75,6 +75,11 @@ absl::Status CheckFields(const BlobHeader& header, int form, int part, int dtype
     if (header.payload_bytes > dense_bytes + kLosslessOverheadBytes) {
       return Damaged("payload_bytes is ", header.payload_bytes, "; the lossless form has at most ",
                      dense_bytes + kLosslessOverheadBytes);
+    }
+  } else if (header.form == SegmentForm::kArchived) {
+    if (header.payload_bytes < 1 || header.payload_bytes >= dense_bytes) {
+      return Damaged("payload_bytes is ", header.payload_bytes,
+                     "; the archived form has from 1 to ", dense_bytes - 1);
     }
   } else if (header.form != SegmentForm::kCompact && header.payload_bytes != dense_bytes) {
     return Damaged("payload_bytes is ", header.payload_bytes, "; the ", FormName(header.form),

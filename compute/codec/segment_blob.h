@@ -23,7 +23,7 @@ enum class SegmentForm : uint8_t {
   kCompact = 2,   // laid out by the codec profile (segment_layout.h)
   kDense = 3,     // same layout as exact, but decoded from compact: lossy
   kLossless = 4,  // exact, compressed bit for bit (lossless_codec.h)
-  kArchived = 5,  // reserved for compact segments with entropy coding; no blob has it yet
+  kArchived = 5,  // all channels transformed, quantised and entropy coded (archive_codec.h)
 };
 
 // Form values are from 1 to this.

@@ -1,7 +1,9 @@
 #include "compute/codec/segment_layout.h"
 
 #include <algorithm>
+#include <utility>
 
+#include "compute/codec/archive_codec.h"
 #include "compute/codec/rotation.h"
 
 namespace fourierkv {
@@ -101,6 +103,16 @@ ProfileLayout::ProfileLayout(const CodecProfile& profile) : profile_(profile), i
   for (int layer = 0; layer < profile.geometry.layers; ++layer) {
     for (Part part : kParts) parts_.push_back(LayOutPart(profile_, layer, part, basis));
   }
+}
+
+ProfileLayout::~ProfileLayout() = default;
+
+const ArchiveCodec* ProfileLayout::archive() const {
+  std::call_once(archive_once_, [this] {
+    auto codec = ArchiveCodec::Create(profile_);
+    if (codec.ok()) archive_ = *std::move(codec);
+  });
+  return archive_.get();
 }
 
 int64_t ProfileLayout::SegmentPayloadBytes() const {

@@ -5,12 +5,15 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "compute/codec/basis.h"
 #include "compute/codec/profile.h"
 
 namespace fourierkv {
+
+class ArchiveCodec;
 
 // Byte offsets are from the start of the part's payload. `n` = channels, S = segment tokens.
 //
@@ -73,6 +76,7 @@ struct PartLayout {
 class ProfileLayout {
  public:
   explicit ProfileLayout(const CodecProfile& profile);
+  ~ProfileLayout();
   ProfileLayout(const ProfileLayout&) = delete;
   ProfileLayout& operator=(const ProfileLayout&) = delete;
 
@@ -81,6 +85,9 @@ class ProfileLayout {
   const PartLayout& part(int layer, Part part) const {
     return parts_[static_cast<size_t>(layer) * 2 + static_cast<size_t>(part)];
   }
+  // Null if the profile has no archive section. Made when it is first asked for; it then takes eight
+  // bytes of memory for every entry of the profile's rotations. Thread safe.
+  const ArchiveCodec* archive() const;
   // Payload bytes of K and V of all layers of one segment.
   int64_t SegmentPayloadBytes() const;
   // Payload bits per element of the original, over K and V of all layers.
@@ -90,6 +97,8 @@ class ProfileLayout {
   CodecProfile profile_;
   Digest id_;
   std::vector<PartLayout> parts_;
+  mutable std::once_flag archive_once_;
+  mutable std::unique_ptr<const ArchiveCodec> archive_;
 };
 
 }  // namespace fourierkv

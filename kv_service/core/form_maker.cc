@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "compute/backend/compute_backend.h"
+#include "kv_service/core/archived_blob.h"
 #include "kv_service/core/blob_identity.h"
 #include "kv_service/core/lossless_blob.h"
 
@@ -29,7 +30,7 @@ struct Work {
   MakeJob* job = nullptr;
   std::shared_ptr<BlobBuffer> made;     // not sealed yet; null for forms without a fixed size
   std::shared_ptr<BlobBuffer> scratch;  // exact values that only lead to another form
-  const uint16_t* values = nullptr;     // of the source, if that is exact data
+  const uint16_t* values = nullptr;     // of the source, unless that is COMPACT
 };
 
 uint64_t DenseBytes(const std::vector<Work*>& work) {
@@ -44,7 +45,7 @@ uint64_t NanosecondsSince(Clock::time_point begin) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begin).count();
 }
 
-// Finds or unpacks the exact values of a job whose source has them.
+// Finds, unpacks or decodes the values of a job's source.
 absl::Status ReadValues(Work& work, MemoryBudget& budget, StoreMetrics& metrics) {
   MakeJob& job = *work.job;
   if (job.from == SegmentForm::kExact) {
@@ -53,7 +54,7 @@ absl::Status ReadValues(Work& work, MemoryBudget& budget, StoreMetrics& metrics)
   }
   const size_t count = PartValues(*job.segment);
   uint16_t* to;
-  if (job.to == SegmentForm::kCompact) {
+  if (!HasFixedSize(job.to) || job.to == SegmentForm::kCompact) {
     auto scratch = BlobBuffer::Allocate(budget, static_cast<int64_t>(count * kKvDtypeBytes));
     if (!scratch.ok()) return scratch.status();
     work.scratch = std::move(*scratch);
@@ -62,7 +63,10 @@ absl::Status ReadValues(Work& work, MemoryBudget& budget, StoreMetrics& metrics)
     to = reinterpret_cast<uint16_t*>(Payload(*work.made));
   }
   work.values = to;
-  absl::Status status = ReadLosslessBlob(*job.source.blob, {to, count}, metrics);
+  absl::Status status = job.from == SegmentForm::kArchived
+                            ? ReadArchivedBlob(*job.segment, job.layer, job.part, *job.source.blob,
+                                               {to, count}, metrics)
+                            : ReadLosslessBlob(*job.source.blob, {to, count}, metrics);
   if (absl::IsDataLoss(status)) {
     job.damage = std::move(status);
     return absl::OkStatus();
@@ -84,7 +88,9 @@ absl::Status Encode(KvDtype dtype, const std::vector<Work*>& work, ComputeBacken
   StoreMetrics::Add(metrics.encode_nanoseconds, NanosecondsSince(begin));
   StoreMetrics::Add(metrics.encoded_dense_bytes, DenseBytes(work));
   for (size_t i = 0; i < jobs.size(); ++i) {
-    work[i]->job->result.relative_error = jobs[i].relative_error;
+    // Of the source against the original: 0 for exact data.
+    const float before = work[i]->job->source.relative_error;
+    work[i]->job->result.relative_error = before + (1 + before) * jobs[i].relative_error;
   }
   return absl::OkStatus();
 }
@@ -121,7 +127,7 @@ absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryB
       if (!made.ok()) return made.status();
       all[i].made = std::move(*made);
     }
-    if (IsExactData(job.from)) {
+    if (job.from != SegmentForm::kCompact) {
       if (auto s = ReadValues(all[i], budget, metrics); !s.ok()) return s;
     }
   }
@@ -145,6 +151,13 @@ absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryB
     if (!job.damage.ok()) continue;
     if (job.to == SegmentForm::kLossless) {
       auto made = MakeLosslessBlob(*job.segment, job.layer, job.part,
+                                   {work.values, PartValues(*job.segment)}, budget, metrics);
+      if (!made.ok()) return made.status();
+      job.result = std::move(*made);
+      continue;
+    }
+    if (job.to == SegmentForm::kArchived) {
+      auto made = MakeArchivedBlob(*job.segment, job.layer, job.part,
                                    {work.values, PartValues(*job.segment)}, budget, metrics);
       if (!made.ok()) return made.status();
       job.result = std::move(*made);

@@ -14,7 +14,9 @@ namespace fourierkv {
 class ComputeBackend;
 
 // One blob to be made, as form_planner.h allows: EXACT of LOSSLESS and the other way round, COMPACT
-// of either (encoded), DENSE of COMPACT (decoded) or of either (copied).
+// or ARCHIVED of either (encoded), DENSE of COMPACT or ARCHIVED (decoded) or of exact data (copied),
+// COMPACT of ARCHIVED (decoded and encoded). The error of the last is bounded, not measured: no
+// original is at hand, so e + (1 + e) e' of its two steps' errors e and e'.
 struct MakeJob {
   const StoredSegment* segment = nullptr;
   int layer = 0;
@@ -23,11 +25,12 @@ struct MakeJob {
   SegmentForm to = SegmentForm::kCompact;
   FormPart source{};      // verified
   FormPart result{};      // sealed; charged to the budget given
-  absl::Status damage{};  // DataLoss: the source was whole, but is no lossless form; no result
+  absl::Status damage{};  // DataLoss: the source was whole, but not of its form; no result
 };
 
 // All of `jobs` in as few calls of the backend as there are kinds and dtypes. ResourceExhausted if
-// the budget has no room; otherwise the backend's errors. Results are undefined after an error.
+// the budget has no room; OutOfRange if values are too far from what the profile's archive section
+// was made for; otherwise the backend's errors. Results are undefined after an error.
 absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryBudget& budget,
                        StoreMetrics& metrics);
 

@@ -1,15 +1,19 @@
 #include "kv_service/core/form_planner.h"
 
+#include "kv_service/core/archived_blob.h"
+
 namespace fourierkv {
 namespace {
 
-// What each form can be made of, cheapest first.
+// What each form can be made of, best first.
 std::span<const SegmentForm> Sources(SegmentForm form) {
   static constexpr SegmentForm kOfExact[] = {SegmentForm::kLossless};
   static constexpr SegmentForm kOfLossless[] = {SegmentForm::kExact};
-  static constexpr SegmentForm kOfCompact[] = {SegmentForm::kExact, SegmentForm::kLossless};
+  static constexpr SegmentForm kOfCompact[] = {SegmentForm::kExact, SegmentForm::kLossless,
+                                               SegmentForm::kArchived};
+  static constexpr SegmentForm kOfArchived[] = {SegmentForm::kExact, SegmentForm::kLossless};
   static constexpr SegmentForm kOfDense[] = {SegmentForm::kCompact, SegmentForm::kExact,
-                                             SegmentForm::kLossless};
+                                             SegmentForm::kLossless, SegmentForm::kArchived};
   switch (form) {
     case SegmentForm::kExact:
       return kOfExact;
@@ -20,13 +24,15 @@ std::span<const SegmentForm> Sources(SegmentForm form) {
     case SegmentForm::kDense:
       return kOfDense;
     case SegmentForm::kArchived:
-      break;
+      return kOfArchived;
   }
   return {};
 }
 
 bool MayBe(const StoredSegment& segment, SegmentForm form) {
-  return form != SegmentForm::kCompact || (!segment.tail && segment.context->layout != nullptr);
+  if (form == SegmentForm::kCompact) return !segment.tail && segment.context->layout != nullptr;
+  if (form == SegmentForm::kArchived) return !segment.tail && CanArchive(*segment.context);
+  return true;
 }
 
 }  // namespace
@@ -47,7 +53,8 @@ std::vector<FormWay> WaysToServe(const StoredSegment& segment,
 }
 
 std::optional<float> KnownError(const StoredSegment& segment, const FormWay& way) {
-  if (way.form == SegmentForm::kCompact && !way.held()) return std::nullopt;
+  const bool measured = way.form == SegmentForm::kCompact || way.form == SegmentForm::kArchived;
+  if (measured && !way.held()) return std::nullopt;
   return segment.forms[way.source]->max_relative_error();
 }
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "compute/backend/compute_backend.h"
 #include "compute/codec/payload_check.h"
+#include "kv_service/core/archived_blob.h"
 #include "kv_service/core/blob_identity.h"
 #include "kv_service/core/lossless_blob.h"
 
@@ -28,6 +29,7 @@ PartCollector::PartCollector(const PutPlan& plan, const std::vector<PlannedSegme
     : context_(plan.context),
       payload_(plan.payload),
       exact_form_(plan.exact_form),
+      compressed_form_(plan.compressed_form),
       max_relative_error_(plan.max_relative_error),
       segments_(segments),
       budget_(budget),
@@ -114,6 +116,36 @@ absl::Status PartCollector::CheckComplete() const {
 
 absl::Status PartCollector::Flush() {
   if (waiting_.empty()) return absl::OkStatus();
+  const auto begin = std::chrono::steady_clock::now();
+  const absl::Status status =
+      compressed_form_ == SegmentForm::kArchived ? EncodeArchived() : EncodeCompact();
+  if (!status.ok()) return status;
+  const auto took = std::chrono::steady_clock::now() - begin;
+  totals_.encode_seconds += std::chrono::duration<double>(took).count();
+  totals_.encoded_dense_bytes += waiting_bytes_;
+  for (const int64_t id : waiting_) {
+    PartState& state = parts_.at(id);
+    totals_.max_relative_error = std::max(totals_.max_relative_error, state.compact.relative_error);
+    if (auto s = KeepExact(id, state); !s.ok()) return Fault(id, s);
+  }
+  waiting_.clear();
+  waiting_bytes_ = 0;
+  return absl::OkStatus();
+}
+
+absl::Status PartCollector::EncodeArchived() {
+  for (const int64_t id : waiting_) {
+    PartState& state = parts_.at(id);
+    const StoredSegment segment = Identity(Slot(id));
+    auto made = MakeArchivedBlob(segment, Layer(id), PartOf(id),
+                                 {RawValues(*state.raw), PartValues(segment)}, budget_, metrics_);
+    if (!made.ok()) return Fault(id, made.status());
+    state.compact = std::move(*made);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PartCollector::EncodeCompact() {
   std::vector<EncodeJob> jobs;
   for (const int64_t id : waiting_) {
     PartState& state = parts_.at(id);
@@ -135,8 +167,6 @@ absl::Status PartCollector::Flush() {
     }
     return status;
   }
-  totals_.encode_seconds += std::chrono::duration<double>(took).count();
-  totals_.encoded_dense_bytes += waiting_bytes_;
   StoreMetrics::Add(metrics_.encoded_dense_bytes, waiting_bytes_);
   StoreMetrics::Add(metrics_.encode_nanoseconds,
                     std::chrono::duration_cast<std::chrono::nanoseconds>(took).count());
@@ -145,11 +175,7 @@ absl::Status PartCollector::Flush() {
     PartState& state = parts_.at(id);
     state.compact =
         Seal(id, SegmentForm::kCompact, jobs[i].relative_error, std::move(state.encoded));
-    totals_.max_relative_error = std::max(totals_.max_relative_error, jobs[i].relative_error);
-    if (auto s = KeepExact(id, state); !s.ok()) return Fault(id, s);
   }
-  waiting_.clear();
-  waiting_bytes_ = 0;
   return absl::OkStatus();
 }
 
@@ -165,9 +191,9 @@ StoredSegment PartCollector::Take(size_t slot) {
       if (state.compact.blob != nullptr) compact.push_back(std::move(state.compact));
     }
   }
-  FormPtr& encoded = segment.forms[SegmentForm::kCompact];
+  FormPtr& encoded = segment.forms[compressed_form_];
   if (!compact.empty()) {
-    encoded = std::make_shared<FormBlobs>(SegmentForm::kCompact, std::move(compact));
+    encoded = std::make_shared<FormBlobs>(compressed_form_, std::move(compact));
   }
   const bool beyond_bound =
       encoded != nullptr && encoded->max_relative_error() > max_relative_error_;
@@ -215,7 +241,8 @@ absl::StatusOr<PartCollector::PartState> PartCollector::Start(int64_t id,
   if (!buffer.ok()) return buffer.status();
   PartState state;
   state.assembly = PartAssembly(std::move(*buffer), begin);
-  if (payload_ != PutPayload::kCompact && segments_[Slot(id)].keep_compact) {
+  if (payload_ != PutPayload::kCompact && compressed_form_ == SegmentForm::kCompact &&
+      segments_[Slot(id)].keep_compact) {
     const int64_t payload = context_->layout->part(Layer(id), PartOf(id)).payload_bytes;
     auto encoded = BlobBuffer::Allocate(budget_, static_cast<int64_t>(kBlobHeaderBytes) + payload);
     if (!encoded.ok()) return encoded.status();
@@ -231,7 +258,7 @@ absl::Status PartCollector::Finish(int64_t id, PartState& state) {
   } else {
     state.raw = state.assembly.TakeBuffer();
   }
-  if (state.encoded == nullptr) {  // the encoder, which checks too, will not see them
+  if (!segments_[Slot(id)].keep_compact) {  // the encoder, which checks too, will not see them
     if (auto s = CheckValues(id, *state.raw); !s.ok()) return Fault(id, s);
     const absl::Status kept = KeepExact(id, state);
     return kept.ok() ? kept : Fault(id, kept);

@@ -68,7 +68,7 @@ class PartCollector {
     std::shared_ptr<BlobBuffer> raw;      // complete exact values, behind room for a header
     std::shared_ptr<BlobBuffer> encoded;  // where the encoder writes; null if it has nothing to do
     FormPart exact;                       // in the plan's exact_form
-    FormPart compact;
+    FormPart compact;                     // or archived: in the plan's compressed_form
   };
 
   int64_t Id(size_t slot, int layer, Part part) const;
@@ -82,6 +82,9 @@ class PartCollector {
   absl::Status CheckPartBytes(int64_t id, int64_t part_bytes) const;
   absl::StatusOr<PartState> Start(int64_t id, int64_t part_bytes) const;
   absl::Status Finish(int64_t id, PartState& state);
+  // Encodes the waiting parts, leaving each in its `compact`.
+  absl::Status EncodeCompact();
+  absl::Status EncodeArchived();
   absl::Status FinishCompact(int64_t id, PartState& state);
   // The blob that came, which must be the one that belongs here.
   absl::StatusOr<BlobHeader> OpenReceived(int64_t id, const PartState& state,
@@ -97,6 +100,7 @@ class PartCollector {
   const std::shared_ptr<const NamespaceContext> context_;
   const PutPayload payload_;
   const SegmentForm exact_form_;
+  const SegmentForm compressed_form_;
   const float max_relative_error_;
   const std::vector<PlannedSegment>& segments_;
   MemoryBudget& budget_;

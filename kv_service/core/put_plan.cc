@@ -4,6 +4,7 @@
 #include <span>
 
 #include "absl/strings/str_cat.h"
+#include "kv_service/core/archived_blob.h"
 
 namespace fourierkv {
 
@@ -15,6 +16,30 @@ bool KeepsExact(const NamespaceContext& context, int64_t index, bool tail,
 bool KeepsCompact(const NamespaceContext& context, int64_t index, bool tail) {
   return context.layout != nullptr && index > 0 && !tail;
 }
+
+namespace {
+
+absl::Status CheckCompressedForm(const PutPlan& plan) {
+  if (plan.compressed_form == SegmentForm::kCompact) return absl::OkStatus();
+  if (plan.compressed_form != SegmentForm::kArchived) {
+    return absl::InvalidArgumentError(absl::StrCat("put: compressed_form is ",
+                                                   FormName(plan.compressed_form),
+                                                   "; it must be COMPACT or ARCHIVED"));
+  }
+  if (plan.payload == PutPayload::kCompact) {
+    return absl::InvalidArgumentError(
+        "put: compressed_form is ARCHIVED, but payload_form is COMPACT, which cannot be archived: "
+        "put with payload_form EXACT or LOSSLESS");
+  }
+  if (!CanArchive(*plan.context)) {
+    return absl::InvalidArgumentError(
+        "put: compressed_form is ARCHIVED, but the namespace has no profile with an archive "
+        "section");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 absl::Status CheckPutPlan(const PutPlan& plan) {
   if (plan.context == nullptr) return absl::InvalidArgumentError("put: namespace is missing");
@@ -47,6 +72,7 @@ absl::Status CheckPutPlan(const PutPlan& plan) {
     return absl::InvalidArgumentError(absl::StrCat("put: exact_form is ", FormName(plan.exact_form),
                                                    "; it must be EXACT or LOSSLESS"));
   }
+  if (auto s = CheckCompressedForm(plan); !s.ok()) return s;
   if (!(plan.max_relative_error >= 0)) {
     return absl::InvalidArgumentError(absl::StrCat("put: max_relative_error is ",
                                                    plan.max_relative_error,

@@ -30,11 +30,13 @@ struct PutPlan {
   // From the start of the first segment. Not a multiple of S: the rest is the sequence's tail.
   std::vector<uint32_t> token_ids;
   PutPayload payload = PutPayload::kDense;
-  // Full segments from this index on keep their exact data beside the compact form. Not with
+  // Full segments from this index on keep their exact data beside the compressed form. Not with
   // compact payload.
   int64_t keep_exact_from = 0;
   SegmentForm exact_form = SegmentForm::kExact;  // or LOSSLESS: how exact data is kept
-  // Exact data of segments whose compact form has a larger error is kept too, wherever they are.
+  // COMPACT, or ARCHIVED for segments that are not expected to be needed soon.
+  SegmentForm compressed_form = SegmentForm::kCompact;
+  // Exact data of segments whose compressed form has a larger error is kept too, wherever they are.
   float max_relative_error = kNoErrorBound;
 };
 
@@ -46,18 +48,19 @@ struct PlannedSegment {
   bool tail = false;
   bool needed = false;      // its chunks must be sent
   bool keep_exact = false;  // forms that this put leaves behind, whatever the errors
-  bool keep_compact = false;
+  bool keep_compact = false;  // in the plan's compressed_form
 };
 
 // Which forms a put leaves behind: without a profile, segment 0 and tails are exact only; before
-// `keep_exact_from` compact only; both from there on.
+// `keep_exact_from` compact (or archived) only; both from there on.
 bool KeepsExact(const NamespaceContext& context, int64_t index, bool tail, int64_t keep_exact_from);
 bool KeepsCompact(const NamespaceContext& context, int64_t index, bool tail);
 
 // InvalidArgument naming the field, unless: context is set; 1 to kMaxPutSegments segments, none
 // beyond kMaxSegmentIndex; a parent iff the first segment is not segment 0; exact_form EXACT or
-// LOSSLESS; max_relative_error a number >= 0; and for compact payload a profile, no such bound, no
-// tail and no segment 0, which are exact only.
+// LOSSLESS; compressed_form COMPACT, or ARCHIVED with a profile that has an archive section;
+// max_relative_error a number >= 0; and for compact payload a profile, compressed_form COMPACT, no
+// such bound, no tail and no segment 0, which are exact only.
 absl::Status CheckPutPlan(const PutPlan& plan);
 
 // The segments of a valid plan, with their keys; none needed yet.

@@ -38,11 +38,12 @@ absl::Status CheckParent(const SegmentStore& store, const PutPlan& plan) {
 
 // Exact data in either form is as good as the compact form, which is made from it on demand.
 bool IsNeeded(const PlannedSegment& planned, const std::optional<StoredSegment>& stored,
-              float error_bound) {
+              SegmentForm compressed_form, float error_bound) {
   if (!stored.has_value()) return true;
   if (stored->exact_data() != nullptr) return false;
-  const FormPtr& compact = stored->forms[SegmentForm::kCompact];
-  return planned.keep_exact || compact == nullptr || compact->max_relative_error() > error_bound;
+  const FormPtr& compact = stored->forms[SegmentForm::kCompact];  // does for ARCHIVED too
+  const FormPtr& held = compact != nullptr ? compact : stored->forms[compressed_form];
+  return planned.keep_exact || held == nullptr || held->max_relative_error() > error_bound;
 }
 
 }  // namespace
@@ -67,7 +68,8 @@ absl::StatusOr<std::unique_ptr<PutSession>> PutManager::Begin(PutPlan plan) {
   if (auto s = CheckParent(*store_, plan); !s.ok()) return s;
   const auto stored = store_->Get(std::span(keys).last(segments.size()));
   for (size_t i = 0; i < segments.size(); ++i) {
-    segments[i].needed = IsNeeded(segments[i], stored[i], plan.max_relative_error);
+    segments[i].needed =
+        IsNeeded(segments[i], stored[i], plan.compressed_form, plan.max_relative_error);
   }
   session->Start(std::move(plan), std::move(segments), *backend_);
   return session;
@@ -162,6 +164,7 @@ absl::StatusOr<PutStats> PutSession::Commit() {
     stats.exact_bytes += bytes(SegmentForm::kExact);
     stats.lossless_bytes += bytes(SegmentForm::kLossless);
     stats.compact_bytes += bytes(SegmentForm::kCompact);
+    stats.archived_bytes += bytes(SegmentForm::kArchived);
   }
   const auto result = store_->Commit(std::move(batch));
   if (!result.ok()) return End(result.status());

@@ -27,6 +27,7 @@ struct PutStats {
   int64_t exact_bytes = 0;     // of blobs handed to the store
   int64_t lossless_bytes = 0;
   int64_t compact_bytes = 0;
+  int64_t archived_bytes = 0;
   int64_t bounded_segments = 0;  // whose exact data is kept only for the plan's max_relative_error
   int64_t encoded_dense_bytes = 0;
   double encode_seconds = 0;

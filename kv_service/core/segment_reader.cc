@@ -7,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "kv_service/core/blob_identity.h"
 #include "kv_service/core/form_maker.h"
-#include "kv_service/core/form_planner.h"
 
 namespace fourierkv {
 namespace {
@@ -99,17 +98,21 @@ absl::Status SegmentReader::Choose(const SegmentWant& want, OpenSegment& open) {
     open.form = way.form;
     open.source = segment.forms[way.source];
     if (!KnownError(segment, way).has_value()) {
-      auto compact = Compact(segment);
-      if (absl::IsDataLoss(compact.status())) {
+      auto made = Make(segment, way);
+      if (absl::IsOutOfRange(made.status())) {
+        open.source.reset();
+        continue;  // the values do not fit the profile's archive section
+      }
+      if (absl::IsDataLoss(made.status())) {
         open.missing = MissingReason::kCorrupt;
         return absl::OkStatus();
       }
-      if (absl::IsResourceExhausted(compact.status()) && !bounded) {
+      if (absl::IsResourceExhausted(made.status()) && !bounded) {
         open.error_unknown = true;  // layer by layer then
         return absl::OkStatus();
       }
-      if (!compact.ok()) return compact.status();
-      open.source = *std::move(compact);
+      if (!made.ok()) return made.status();
+      open.source = *std::move(made);
     }
     open.mean_relative_error = open.source->mean_relative_error();
     open.max_relative_error = open.source->max_relative_error();
@@ -205,47 +208,49 @@ absl::StatusOr<FormPtr> SegmentReader::EnsureCompact(const BlockKey& key) {
   const StoredSegment& segment = *stored[0];
   if (const FormPtr& held = segment.forms[SegmentForm::kCompact]; held != nullptr) return held;
   static constexpr SegmentForm kWanted[] = {SegmentForm::kCompact};
-  if (WaysToServe(segment, kWanted).empty()) {
+  const std::vector<FormWay> ways = WaysToServe(segment, kWanted);
+  if (ways.empty()) {
     return absl::FailedPreconditionError(
         absl::StrCat("segment ", segment.key.ToHex(), " has no compact form: ",
                      segment.tail ? "it is a tail"
                                   : (segment.HoldsAnything() ? "its namespace has no codec profile"
                                                              : "its bytes were lost")));
   }
-  return Compact(segment);
+  return Make(segment, ways.front());
 }
 
-absl::StatusOr<FormPtr> SegmentReader::Compact(const StoredSegment& segment) {
-  const FormPtr& exact = segment.exact_data();
+absl::StatusOr<FormPtr> SegmentReader::Make(const StoredSegment& segment, const FormWay& way) {
+  const FormPtr& source = segment.forms[way.source];
   StoreMetrics& metrics = store_->metrics();
   const KvGeometry& geometry = segment.context->ns.geometry;
   const int batch = static_cast<int>(
       std::max<int64_t>(1, kBatchBytes / (2 * geometry.PartBytes(segment.tokens))));
   std::vector<FormPart> parts;
-  for (int first = 0; first < exact->layers(); first += batch) {
+  for (int first = 0; first < source->layers(); first += batch) {
     std::vector<MakeJob> jobs;
-    for (int layer = first; layer < std::min(exact->layers(), first + batch); ++layer) {
+    for (int layer = first; layer < std::min(source->layers(), first + batch); ++layer) {
       for (const Part part : kParts) {
-        auto source = Verify(segment, exact, layer, part);
-        if (!source.ok()) return source.status();
+        auto verified = Verify(segment, source, layer, part);
+        if (!verified.ok()) return verified.status();
         jobs.push_back({.segment = &segment,
                         .layer = layer,
                         .part = part,
-                        .from = exact->form(),
-                        .source = std::move(*source)});
+                        .from = way.source,
+                        .to = way.form,
+                        .source = std::move(*verified)});
       }
     }
     if (auto s = MakeForms(jobs, *backend_, store_->budget(), metrics); !s.ok()) return s;
     for (MakeJob& job : jobs) {
-      if (!job.damage.ok()) return Drop(segment, exact, job.layer, job.part, job.damage);
+      if (!job.damage.ok()) return Drop(segment, source, job.layer, job.part, job.damage);
       parts.push_back(std::move(job.result));
     }
   }
-  FormPtr compact = std::make_shared<FormBlobs>(SegmentForm::kCompact, std::move(parts));
+  FormPtr made = std::make_shared<FormBlobs>(way.form, std::move(parts));
   StoreMetrics::Add(metrics.compacted_on_demand, 1);
   // The segment may be gone, or another reader may have been faster: this one's bytes are as good.
-  store_->AddForm(segment.key, compact).status().IgnoreError();
-  return compact;
+  store_->AddForm(segment.key, made).status().IgnoreError();
+  return made;
 }
 
 absl::StatusOr<FormPart> SegmentReader::Verify(const StoredSegment& segment, const FormPtr& form,

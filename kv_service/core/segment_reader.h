@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kv_service/core/form_planner.h"
 #include "kv_service/core/segment_store.h"
 #include "kv_service/core/stored_segment.h"
 
@@ -58,8 +59,9 @@ struct LayerRead {
 
 // Thread safe. Store and backend must outlive it.
 //
-// COMPACT of a full segment that is held exactly only is encoded: at Open for all layers and kept
-// in the store if the budget has room, else layer by layer at ReadLayer without keeping it. Other
+// COMPACT or ARCHIVED of a full segment that is not held is encoded: at Open for all layers and kept
+// in the store if the budget has room, else layer by layer at ReadLayer without keeping it. A
+// segment whose values cannot be ARCHIVED (form_maker.h) is given in the next wanted form. Other
 // forms that are not held are made at ReadLayer of what form_planner.h says, and never kept. Made
 // blobs that are not kept are charged to `scratch` while their reader holds them.
 class SegmentReader {
@@ -91,8 +93,8 @@ class SegmentReader {
  private:
   // Decides what `open`, which is stored, is read from.
   absl::Status Choose(const SegmentWant& want, OpenSegment& open);
-  // COMPACT of the exact data that is held, kept in the store.
-  absl::StatusOr<FormPtr> Compact(const StoredSegment& segment);
+  // What `way` makes of all layers, kept in the store.
+  absl::StatusOr<FormPtr> Make(const StoredSegment& segment, const FormWay& way);
   // Drops a damaged form, and returns DataLoss.
   absl::Status Drop(const StoredSegment& segment, const FormPtr& form, int layer, Part part,
                     const absl::Status& why);

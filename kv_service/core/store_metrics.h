@@ -39,6 +39,10 @@ struct StoreMetrics {
   Counter lossless_encode_nanoseconds{0};
   Counter lossless_decoded_dense_bytes{0};  // dense bytes made of LOSSLESS
   Counter lossless_decode_nanoseconds{0};
+  Counter archive_encoded_dense_bytes{0};  // dense bytes made ARCHIVED
+  Counter archive_encode_nanoseconds{0};   // on one core
+  Counter archive_decoded_dense_bytes{0};  // dense bytes made of ARCHIVED
+  Counter archive_decode_nanoseconds{0};
   Counter compacted_on_demand{0};    // segments encoded because a reader asked
   Counter error_bound_fallbacks{0};  // segments read in another form because of the reader's bound
   Counter error_bound_misses{0};     // segments missing because of it

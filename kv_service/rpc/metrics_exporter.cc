@@ -69,7 +69,7 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
   counter("segments_deleted_total", "Segments deleted on request.", of(m.segments_deleted));
   counter("evicted_segments_total", "Segments evicted.", of(m.evicted_segments));
   counter("evicted_exact_forms_total",
-          "Exact or lossless forms evicted while the compact one stayed.",
+          "Exact or lossless forms evicted while the compressed one stayed.",
           of(m.evicted_exact_forms));
   counter("evicted_bytes_total", "Bytes evicted.", of(m.evicted_bytes));
   counter("leases_granted_total", "Leases granted.", of(m.leases_granted));
@@ -86,6 +86,14 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
           of(m.lossless_decoded_dense_bytes));
   counter("lossless_decode_seconds_total", "Time spent on that.",
           of(m.lossless_decode_nanoseconds) * 1e-9);
+  counter("archive_encoded_dense_bytes_total", "Dense bytes archived.",
+          of(m.archive_encoded_dense_bytes));
+  counter("archive_encode_seconds_total", "Time one core spent on that.",
+          of(m.archive_encode_nanoseconds) * 1e-9);
+  counter("archive_decoded_dense_bytes_total", "Dense bytes made of archived ones.",
+          of(m.archive_decoded_dense_bytes));
+  counter("archive_decode_seconds_total", "Time one core spent on that.",
+          of(m.archive_decode_nanoseconds) * 1e-9);
   counter("error_bound_fallbacks_total",
           "Segments sent in another form because of the fetch's error bound.",
           of(m.error_bound_fallbacks));

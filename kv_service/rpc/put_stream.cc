@@ -46,7 +46,8 @@ absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const ProfileSt
       break;
     case v1::SEGMENT_FORM_ARCHIVED:
       return absl::UnimplementedError(
-          "header.payload_form is ARCHIVED, which this version does not know");
+          "header.payload_form is ARCHIVED, which this version cannot receive: send EXACT or "
+          "LOSSLESS, with compressed_form ARCHIVED");
     default:
       return absl::InvalidArgumentError(absl::StrCat("header.payload_form is ",
                                                      static_cast<int>(header.payload_form()),
@@ -58,6 +59,12 @@ absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const ProfileSt
     absl::StatusOr<SegmentForm> form = FromProto(header.exact_form(), "header.exact_form");
     if (!form.ok()) return form.status();
     plan.exact_form = *form;
+  }
+  if (header.compressed_form() != v1::SEGMENT_FORM_UNSPECIFIED) {
+    absl::StatusOr<SegmentForm> form =
+        FromProto(header.compressed_form(), "header.compressed_form");
+    if (!form.ok()) return form.status();
+    plan.compressed_form = *form;
   }
   absl::StatusOr<float> bound =
       ParseErrorBound(header.max_relative_error(), "header.max_relative_error");
@@ -102,6 +109,7 @@ v1::PutSegmentsResponse Committed(const PutStats& stats) {
   committed->set_exact_bytes(stats.exact_bytes);
   committed->set_lossless_bytes(stats.lossless_bytes);
   committed->set_compact_bytes(stats.compact_bytes);
+  committed->set_archived_bytes(stats.archived_bytes);
   committed->set_encoded_dense_bytes(stats.encoded_dense_bytes);
   *committed->mutable_encode_time() = ToProto(absl::Seconds(stats.encode_seconds));
   committed->set_max_relative_error(stats.max_relative_error);
@@ -140,6 +148,7 @@ absl::Status ServePut(ServiceCore& core, PutServerStream& stream, StallWatch::Ca
              {"exact_bytes", stats->exact_bytes},
              {"lossless_bytes", stats->lossless_bytes},
              {"compact_bytes", stats->compact_bytes},
+             {"archived_bytes", stats->archived_bytes},
              {"max_relative_error", static_cast<double>(stats->max_relative_error)},
              {"ms", absl::ToDoubleMilliseconds(absl::Now() - begun)}});
         stream.Write(Committed(*stats));

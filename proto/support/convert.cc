@@ -26,11 +26,11 @@ absl::StatusOr<SegmentForm> FromProto(v1::SegmentForm form, absl::string_view fi
     case v1::SEGMENT_FORM_LOSSLESS:
       return SegmentForm::kLossless;
     case v1::SEGMENT_FORM_ARCHIVED:
-      return absl::UnimplementedError(
-          absl::StrCat(field, " is ARCHIVED, which this version does not know"));
+      return SegmentForm::kArchived;
     default:
-      return absl::InvalidArgumentError(absl::StrCat(
-          field, " is ", static_cast<int>(form), "; it must be EXACT, COMPACT, DENSE or LOSSLESS"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(field, " is ", static_cast<int>(form),
+                       "; it must be EXACT, COMPACT, DENSE, LOSSLESS or ARCHIVED"));
   }
 }
 

@@ -16,8 +16,7 @@ namespace fourierkv {
 
 v1::KvPart ToProto(Part part);
 v1::SegmentForm ToProto(SegmentForm form);
-// InvalidArgument for UNSPECIFIED and unknown values, Unimplemented for ARCHIVED; `field` is named
-// in the message.
+// InvalidArgument for UNSPECIFIED and unknown values; `field` is named in the message.
 absl::StatusOr<Part> FromProto(v1::KvPart part, absl::string_view field);
 absl::StatusOr<SegmentForm> FromProto(v1::SegmentForm form, absl::string_view field);
 

@@ -114,7 +114,7 @@ struct BadField {
 
 const BadField kBadFields[] = {
     {"FormZero", [](BlobHeader& h) { h.form = static_cast<SegmentForm>(0); }, "form 0"},
-    {"FormFive", [](BlobHeader& h) { h.form = static_cast<SegmentForm>(5); }, "form 5"},
+    {"FormSix", [](BlobHeader& h) { h.form = static_cast<SegmentForm>(6); }, "form 6"},
     {"Part", [](BlobHeader& h) { h.part = static_cast<Part>(2); }, "part 2"},
     {"DtypeZero", [](BlobHeader& h) { h.dtype = static_cast<KvDtype>(0); }, "dtype 0"},
     {"DtypeThree", [](BlobHeader& h) { h.dtype = static_cast<KvDtype>(3); }, "dtype 3"},
@@ -143,6 +143,12 @@ const BadField kBadFields[] = {
        h.head_dim = 16;
      },
      "payload_bytes is 96; the dense form has 192"},
+    {"ArchivedAsLargeAsExact",
+     [](BlobHeader& h) {
+       h.form = SegmentForm::kArchived;
+       h.tokens = 3;
+     },
+     "payload_bytes is 96; the archived form has from 1 to 95"},
     {"ExactWithError",
      [](BlobHeader& h) {
        h.form = SegmentForm::kExact;

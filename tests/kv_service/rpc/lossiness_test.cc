@@ -220,10 +220,13 @@ TEST_F(LossinessTest, WhatCannotBeAskedForIsRefusedByName) {
   EXPECT_EQ(put([](v1::PutHeader& h) { h.set_exact_form(kCompact); }).code(),
             StatusCode::kInvalidArgument);
   EXPECT_EQ(put([](v1::PutHeader& h) { h.set_exact_form(kArchived); }).code(),
-            StatusCode::kUnimplemented);
+            StatusCode::kInvalidArgument);
+  EXPECT_EQ(put([](v1::PutHeader& h) { h.set_compressed_form(kExact); }).code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_THAT(put([](v1::PutHeader& h) { h.set_compressed_form(kArchived); }).ToString(),
+              HasSubstr("no profile with an archive section"));
   EXPECT_EQ(put([](v1::PutHeader& h) { h.set_payload_form(kArchived); }).code(),
             StatusCode::kUnimplemented);
-  EXPECT_EQ(Fetch(service_.client(), Get({kArchived})).status().code(), StatusCode::kUnimplemented);
 }
 
 }  // namespace
