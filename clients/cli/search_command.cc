@@ -99,7 +99,7 @@ std::string Identity(const Flags& f, const Inputs& inputs, const LlamaModel& mod
                       absl::StrJoin(f.tasks, ","), " ", f.representations, " ",
                       BasisName(f.search.costs.basis), " ", f.search.costs.segment_tokens, " ",
                       f.search.costs.recent_window, " ", f.search.costs.rotate_k, " ",
-                      f.search.costs.rotate_v, " ", f.search.ratio, " ", f.search.smallest_band);
+                      f.search.costs.rotate_v, " ", f.search.smallest_band);
 }
 
 void Print(const SearchResult& result, const Flags& flags) {
@@ -173,8 +173,7 @@ absl::Status Run(const Flags& flags) {
     if (!archived.ok()) return archived.status();
     result->profile.archive = std::move(archived->archive);
     result->profile.evidence["archive_ratio"] = absl::StrFormat("%.3f", archived->ratio);
-    result->profile.evidence["archive_measured_kl"] =
-        absl::StrFormat("%.4g", archived->quality.kl);
+    result->profile.evidence["archive_measured_kl"] = absl::StrFormat("%.4g", archived->quality.kl);
     result->profile.evidence["archive_measured_top1"] =
         absl::StrFormat("%.4f", archived->quality.top_agreement);
   }
@@ -208,8 +207,9 @@ void DeclareProfileSearch(CLI::App& group, Command& chosen) {
                    "The largest ratio up to --ratio whose KL divergence from dense stays below "
                    "this, in nats a token")
       ->check(CLI::PositiveNumber);
-  search->add_option("--archive-ratio", flags->archive.ratio,
-                     "Also make an archived form, so many times smaller than bf16; 0: none")
+  search
+      ->add_option("--archive-ratio", flags->archive.ratio,
+                   "Also make an archived form, so many times smaller than bf16; 0: none")
       ->check(CLI::Range(0.0, 1000.0))
       ->capture_default_str();
   search

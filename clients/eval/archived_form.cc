@@ -61,6 +61,8 @@ class ArchivedForm final : public CacheForm {
     return FormedCache{*std::move(cache), bytes};
   }
 
+  int64_t ChunkTokens(int64_t /*length*/) const override { return 512; }
+
  private:
   // Replaces segment i of values [kv_heads][n][head_dim] by what its archived form holds.
   absl::Status Archive(int layer, Part part, KvDtype dtype, int64_t i, int64_t n,

@@ -61,6 +61,8 @@ class OneHeadForm final : public CacheForm {
     return FormedCache{*std::move(cache), {.whole = bytes, .whole_dense = bytes}};
   }
 
+  int64_t ChunkTokens(int64_t /*length*/) const override { return 512; }
+
  private:
   // data: [kv_heads][length][head_dim]
   absl::Status Compress(const DenseKvCache& dense, std::vector<uint16_t>* data) const {

@@ -16,6 +16,9 @@ namespace {
 
 constexpr int kQualityBisections = 6;
 constexpr double kSmallestRatio = 2;
+// Per value, while a head's sensitivity is measured: coarse enough to be felt. The same for every
+// budget, so that one set of measurements serves them all.
+constexpr double kProbeBits = 0.8;
 
 int64_t SegmentBytes(const ProfileLayout& layout) {
   return layout.SegmentPayloadBytes() +
@@ -73,14 +76,13 @@ class Search {
             static_cast<int>(index / 2 % geometry_.kv_heads), static_cast<Part>(index % 2)};
   }
 
-  // Each head alone, at about the bits that it will have on average.
+  // Each head alone.
   absl::Status MeasureSensitivities() {
-    const double bits = std::clamp(16 / options_.ratio, 0.5, 2.0);
     for (size_t i = 0; i < costs_.size(); ++i) {
       const HeadPlace place = Place(i);
       const double one = 1;
       auto allocation_of_head = Allocate(std::span(&costs_[i], 1), std::span(&one, 1),
-                                         options_.representations, bits, allocation());
+                                         options_.representations, kProbeBits, allocation());
       if (!allocation_of_head.ok()) return allocation_of_head.status();
       const auto form = MakeOneHeadForm(
           geometry_, place,
@@ -112,7 +114,7 @@ class Search {
     // Headers and padding come on top of what is allocated.
     for (int i = 0; i < 8; ++i) {
       auto allocated =
-          Allocate(costs_, sensitivities_, options_.representations, bits, allocation());
+          Allocate(costs_, sensitivities_, options_.representations, kProbeBits, allocation());
       if (!allocated.ok()) return allocated.status();
       result.profile = MakeProfile(*allocated);
       result.predicted_harm = allocated->harm;
