@@ -38,6 +38,7 @@ struct NamespaceTotals {
   int64_t exact_bytes = 0;
   int64_t lossless_bytes = 0;
   int64_t compact_bytes = 0;
+  int64_t archived_bytes = 0;
   int64_t compacted_dense_bytes = 0;  // dense bytes of segments that are held compact
   double error_sum = 0;
   float max_error = 0;
@@ -82,6 +83,8 @@ absl::StatusOr<Report> Collect(const Flags& flags) {
         ++totals.compact_segments;
       } else if (form.form() == v1::SEGMENT_FORM_LOSSLESS) {
         totals.lossless_bytes += form.bytes();
+      } else if (form.form() == v1::SEGMENT_FORM_ARCHIVED) {
+        totals.archived_bytes += form.bytes();
       } else {
         totals.exact_bytes += form.bytes();
       }
@@ -100,30 +103,31 @@ std::string ProfileText(const Report& report, const std::string& id) {
 
 void PrintText(const Report& report, const Flags& flags) {
   const v1::GetStatsResponse& s = report.stats;
-  std::printf("%s",
-              absl::StrFormat(
-                  "version %s, backend %s, up %s\n"
-                  "memory %.2f of %.2f MB used; %d segments, %.2f MB exact, %.2f MB "
-                  "lossless, %.2f MB compact; "
-                  "%d leases, %d puts open\n"
-                  "received %.2f MB, sent %.2f MB; encoded %.2f MB in %.3f s; evicted %d, "
-                  "damaged %d\n",
-                  s.version(), s.backend(),
-                  absl::FormatDuration(absl::Trunc(FromProto(s.uptime()), absl::Seconds(1))),
-                  s.used_bytes() * 1e-6, s.budget_bytes() * 1e-6, s.segments(),
-                  s.exact_bytes() * 1e-6, s.lossless_bytes() * 1e-6, s.compact_bytes() * 1e-6,
-                  s.leases(), s.open_puts(), s.bytes_received() * 1e-6, s.bytes_sent() * 1e-6,
-                  s.encoded_dense_bytes() * 1e-6, absl::ToDoubleSeconds(FromProto(s.encode_time())),
-                  s.evicted_segments(), s.corrupt_segments())
-                  .c_str());
+  std::printf(
+      "%s",
+      absl::StrFormat(
+          "version %s, backend %s, up %s\n"
+          "memory %.2f of %.2f MB used; %d segments, %.2f MB exact, %.2f MB "
+          "lossless, %.2f MB compact, %.2f MB archived; "
+          "%d leases, %d puts open\n"
+          "received %.2f MB, sent %.2f MB; encoded %.2f MB in %.3f s; evicted %d, "
+          "damaged %d\n",
+          s.version(), s.backend(),
+          absl::FormatDuration(absl::Trunc(FromProto(s.uptime()), absl::Seconds(1))),
+          s.used_bytes() * 1e-6, s.budget_bytes() * 1e-6, s.segments(), s.exact_bytes() * 1e-6,
+          s.lossless_bytes() * 1e-6, s.compact_bytes() * 1e-6, s.archived_bytes() * 1e-6,
+          s.leases(), s.open_puts(), s.bytes_received() * 1e-6, s.bytes_sent() * 1e-6,
+          s.encoded_dense_bytes() * 1e-6, absl::ToDoubleSeconds(FromProto(s.encode_time())),
+          s.evicted_segments(), s.corrupt_segments())
+          .c_str());
   for (const auto& [key, t] : report.namespaces) {
     std::printf("%s",
                 absl::StrFormat("\nnamespace %s, profile %s\n"
                                 "  %d segments, %.2f MB if dense; exact %.2f MB, lossless %.2f MB, "
-                                "compact %.2f MB",
+                                "archived %.2f MB, compact %.2f MB",
                                 ShortHex(key), ProfileText(report, t.profile_id), t.segments,
                                 t.dense_bytes * 1e-6, t.exact_bytes * 1e-6, t.lossless_bytes * 1e-6,
-                                t.compact_bytes * 1e-6)
+                                t.archived_bytes * 1e-6, t.compact_bytes * 1e-6)
                     .c_str());
     if (t.compact_segments > 0) {
       std::printf("%s",
@@ -141,7 +145,7 @@ void PrintText(const Report& report, const Flags& flags) {
     std::string forms;
     for (const v1::HeldForm& form : segment.forms()) {
       absl::StrAppendFormat(&forms, "%s %d B", FormText(form.form()), form.bytes());
-      if (form.form() == v1::SEGMENT_FORM_COMPACT) {
+      if (!IsExactData(static_cast<SegmentForm>(form.form()))) {
         absl::StrAppendFormat(&forms, " (error %.3f, max %.3f)", form.mean_relative_error(),
                               form.max_relative_error());
       }
@@ -183,6 +187,7 @@ void PrintJson(const Report& report, const Flags& flags) {
                                   {"exact_bytes", t.exact_bytes},
                                   {"lossless_bytes", t.lossless_bytes},
                                   {"compact_bytes", t.compact_bytes},
+                                  {"archived_bytes", t.archived_bytes},
                                   {"compact_segments", t.compact_segments},
                                   {"compacted_dense_bytes", t.compacted_dense_bytes},
                                   {"max_relative_error", t.max_error}});
