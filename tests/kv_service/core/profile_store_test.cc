@@ -35,6 +35,23 @@ TEST(ProfileStoreTest, PuttingAgainChangesNothing) {
   EXPECT_EQ(store.List().size(), 1);
 }
 
+TEST(ProfileStoreTest, RefusesProfilesOfWholeSequences) {
+  CodecProfile profile = Profile("whole");
+  profile.basis = BasisKind::kDft;
+  profile.segment_tokens = 0;
+  profile.sequence.emplace();
+  Band all{0, 16, {}};
+  for (int d = 0; d < profile.geometry.head_dim; ++d) {
+    all.channels.push_back(static_cast<uint16_t>(d));
+  }
+  for (HeadProfile& head : profile.heads) head.bands = {all};
+  ASSERT_TRUE(profile.Validate().ok()) << profile.Validate();
+  ProfileStore store;
+  const absl::Status status = store.Put(profile.ToJson()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("'whole' spans whole sequences"));
+}
+
 TEST(ProfileStoreTest, RefusesWhatIsNoProfile) {
   ProfileStore store;
   for (const char* text : {"", "{", "[]", "{\"name\":\"x\"}", "\xff"}) {
