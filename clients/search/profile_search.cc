@@ -114,7 +114,7 @@ class Search {
     // Headers and padding come on top of what is allocated.
     for (int i = 0; i < 8; ++i) {
       auto allocated =
-          Allocate(costs_, sensitivities_, options_.representations, kProbeBits, allocation());
+          Allocate(costs_, sensitivities_, options_.representations, bits, allocation());
       if (!allocated.ok()) return allocated.status();
       result.profile = MakeProfile(*allocated);
       result.predicted_harm = allocated->harm;

@@ -42,8 +42,8 @@ TEST(SymmetricEigenTest, VectorsRebuildTheMatrixAndAreOrthonormalInDecreasingOrd
 TEST(SymmetricEigenTest, OnlyTheLowerTriangleIsRead) {
   const auto eigen = EigenOfSymmetric(std::vector<double>{2, 99, 1, 2}, 2);
   ASSERT_TRUE(eigen.ok()) << eigen.status();
-  EXPECT_THAT(eigen->values, testing::ElementsAre(testing::DoubleNear(3, 1e-12),
-                                                  testing::DoubleNear(1, 1e-12)));
+  EXPECT_THAT(eigen->values,
+              testing::ElementsAre(testing::DoubleNear(3, 1e-12), testing::DoubleNear(1, 1e-12)));
 }
 
 TEST(SymmetricEigenTest, RefusesWhatIsNoMatrixOfNumbers) {
