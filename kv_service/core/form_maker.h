@@ -14,9 +14,9 @@ namespace fourierkv {
 class ComputeBackend;
 
 // One blob to be made, as form_planner.h allows: EXACT of LOSSLESS and the other way round, COMPACT
-// or ARCHIVED of either (encoded), DENSE of COMPACT or ARCHIVED (decoded) or of exact data (copied),
-// COMPACT of ARCHIVED (decoded and encoded). The error of the last is bounded, not measured: no
-// original is at hand, so e + (1 + e) e' of its two steps' errors e and e'.
+// or ARCHIVED of either (encoded), DENSE of COMPACT or ARCHIVED (decoded) or of exact data
+// (copied), COMPACT of ARCHIVED (decoded and encoded). The error of the last is bounded, not
+// measured: no original is at hand, so e + (1 + e) e' of its two steps' errors e and e'.
 struct MakeJob {
   const StoredSegment* segment = nullptr;
   int layer = 0;

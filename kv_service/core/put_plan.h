@@ -46,8 +46,8 @@ struct PlannedSegment {
   int64_t index = 0;
   int tokens = 0;
   bool tail = false;
-  bool needed = false;      // its chunks must be sent
-  bool keep_exact = false;  // forms that this put leaves behind, whatever the errors
+  bool needed = false;        // its chunks must be sent
+  bool keep_exact = false;    // forms that this put leaves behind, whatever the errors
   bool keep_compact = false;  // in the plan's compressed_form
 };
 

@@ -59,8 +59,8 @@ struct LayerRead {
 
 // Thread safe. Store and backend must outlive it.
 //
-// COMPACT or ARCHIVED of a full segment that is not held is encoded: at Open for all layers and kept
-// in the store if the budget has room, else layer by layer at ReadLayer without keeping it. A
+// COMPACT or ARCHIVED of a full segment that is not held is encoded: at Open for all layers and
+// kept in the store if the budget has room, else layer by layer at ReadLayer without keeping it. A
 // segment whose values cannot be ARCHIVED (form_maker.h) is given in the next wanted form. Other
 // forms that are not held are made at ReadLayer of what form_planner.h says, and never kept. Made
 // blobs that are not kept are charged to `scratch` while their reader holds them.
