@@ -150,8 +150,9 @@ absl::Status PutSession::AddChunk(int64_t segment_index, int layer, Part part, i
 
 absl::StatusOr<PutStats> PutSession::Commit() {
   if (!ended_.ok()) return ended_;
-  if (auto s = collector_->CheckComplete(); !s.ok()) return s;
+  // First what waits for the encoder: values that it refuses are at fault whatever else is missing.
   if (auto s = collector_->Flush(); !s.ok()) return End(std::move(s));
+  if (auto s = collector_->CheckComplete(); !s.ok()) return s;
   PutStats stats;
   std::vector<StoredSegment> batch;
   batch.reserve(segments_.size());

@@ -324,6 +324,17 @@ TEST_F(PutSessionTest, ValuesThatAreNotFiniteEndThePut) {
   }
 }
 
+TEST_F(PutSessionTest, ValuesThatAreNotFiniteAreAtFaultWhateverElseIsMissing) {
+  for (const int64_t bad_segment : {0, 1}) {
+    auto session = Begin(Plan(RandomTokens(rng_, 2 * kS)));
+    auto values = Values(bad_segment, 1, Part::kV);
+    values[rng_() % values.size()] = FloatToBf16(std::numeric_limits<float>::quiet_NaN());
+    absl::Status status = Send(*session, bad_segment, 1, Part::kV, AsBytes(values));
+    if (status.ok()) status = session->Commit().status();
+    EXPECT_EQ(status.code(), Code::kInvalidArgument) << status;
+  }
+}
+
 TEST_F(PutSessionTest, CompactBlobsOfAnotherStoreAreTakenAsTheyAre) {
   const auto tokens = RandomTokens(rng_, 3 * kS);
   ASSERT_TRUE(PutAll(puts_, context_, tokens, Source()).ok());
