@@ -1,9 +1,7 @@
-// fourierkv profile: show, check and calibrate codec profiles.
+// fourierkv profile: show and check codec profiles; how to find them is in commands of their own.
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <fstream>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -12,14 +10,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "clients/cli/commands.h"
-#include "clients/cli/sequence_profile_command.h"
 #include "clients/cli/search_command.h"
+#include "clients/cli/sequence_profile_command.h"
 #include "clients/worker/worker_runtime.h"
-#include "compute/backend/compute_backend.h"
-#include "compute/base/thread_pool.h"
 #include "compute/codec/segment_layout.h"
-#include "compute/model/byte_tokenizer.h"
-#include "compute/model/calibrate.h"
 
 namespace fourierkv {
 namespace {
@@ -27,22 +21,15 @@ namespace {
 struct Flags {
   std::string profile;
   std::string model;
-  std::vector<std::string> texts;
-  std::string write;
   std::string output = "text";
-  int threads = 0;
-  int64_t tokens = 8192;
-  CalibrationOptions calibration;
 };
 
 std::string BandText(const Band& band) {
+  const std::string type = band.bits == 16 ? "bf16" : absl::StrCat("int", band.bits);
   if (band.spectral()) {
-    return absl::StrFormat("%d spectral (M %d, int%d)", band.channels.size(), band.coefficients,
-                           band.bits);
+    return absl::StrFormat("%d spectral (M %d, %s)", band.channels.size(), band.coefficients, type);
   }
-  return absl::StrFormat(
-      "%d resident (%s)", band.channels.size(),
-      band.bits == 16 ? std::string("bf16") : absl::StrFormat("int%d", band.bits));
+  return absl::StrFormat("%d resident (%s)", band.channels.size(), type);
 }
 
 nlohmann::json Summary(const CodecProfile& profile, const ProfileLayout& layout) {
@@ -78,8 +65,9 @@ void PrintProfile(const CodecProfile& profile, const Flags& flags) {
   for (int layer = 0; layer < profile.geometry.layers; ++layer) {
     for (int head = 0; head < profile.geometry.kv_heads; ++head) {
       for (const Part part : kParts) {
-        std::string bands;
-        for (const Band& band : profile.head(layer, head, part).bands) {
+        const HeadProfile& of = profile.head(layer, head, part);
+        std::string bands = of.rotation.empty() ? "" : "rotated";
+        for (const Band& band : of.bands) {
           absl::StrAppend(&bands, bands.empty() ? "" : ", ", BandText(band));
         }
         std::printf("  layer %2d head %2d %s: %s\n", layer, head, PartName(part), bands.c_str());
@@ -115,37 +103,6 @@ absl::Status Check(const Flags& flags) {
   return absl::OkStatus();
 }
 
-absl::Status CalibrateProfile(const Flags& flags) {
-  auto pool = std::make_shared<ThreadPool>(flags.threads);
-  absl::StatusOr<std::unique_ptr<ComputeBackend>> backend = CreateBackend("cpu", flags.threads);
-  if (!backend.ok()) return backend.status();
-  absl::StatusOr<std::shared_ptr<const LlamaModel>> model = LlamaModel::Load(flags.model);
-  if (!model.ok()) return model.status();
-  if (!IsByteLevel(flags.model, (*model)->config())) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        flags.model, " is not byte-level; calibration reads text and needs a byte-level model"));
-  }
-  std::string text;
-  for (const std::string& path : flags.texts) {
-    absl::StatusOr<std::string> one = ReadWholeFile(path);
-    if (!one.ok()) return one.status();
-    absl::StrAppend(&text, *one);
-  }
-  std::vector<int32_t> tokens = EncodeBytes(text);
-  const int64_t limit = std::min<int64_t>(flags.tokens, (*model)->config().max_position_embeddings);
-  if (static_cast<int64_t>(tokens.size()) > limit) tokens.resize(limit);
-  std::fprintf(stderr, "calibrating on %zu tokens ...\n", tokens.size());
-  absl::StatusOr<CodecProfile> profile =
-      Calibrate(*model, pool, backend->get(), tokens, flags.calibration);
-  if (!profile.ok()) return profile.status();
-  std::ofstream file(flags.write, std::ios::binary | std::ios::trunc);
-  file << profile->ToPrettyJson();
-  file.close();
-  if (!file) return absl::UnavailableError(absl::StrCat("cannot write ", flags.write));
-  PrintProfile(*profile, flags);
-  return absl::OkStatus();
-}
-
 void AddOutput(CLI::App* command, Flags& flags) {
   command->add_option("--output", flags.output, "text or json")
       ->check(CLI::IsMember({"text", "json"}))
@@ -178,48 +135,6 @@ void DeclareProfile(CLI::App& app, Command& chosen) {
   DeclareProfileSearch(*group, chosen);
 
   DeclareSequenceProfiles(group, chosen);
-
-  CLI::App* calibrate = group->add_subcommand(
-      "calibrate", "Choose spectral channels by what losing them does to attention on a text");
-  CalibrationOptions& options = flags->calibration;
-  calibrate->add_option("--model", flags->model, "Folder of the model")->required();
-  calibrate->add_option("--text", flags->texts, "Text files to calibrate on")->required();
-  calibrate->add_option("--write", flags->write, "File to write the profile to")->required();
-  calibrate->add_option("--name", options.name, "Name of the profile")->required();
-  calibrate->add_option("--tokens", flags->tokens, "Tokens of the text to use at most")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 22))
-      ->capture_default_str();
-  calibrate->add_option("--k-spectral", options.k_spectral, "Share of K's channels")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
-  calibrate->add_option("--v-spectral", options.v_spectral, "Share of V's channels")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
-  calibrate->add_option("--k-precise", options.k_precise, "Share of K's channels kept as int8")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
-  calibrate->add_option("--v-precise", options.v_precise, "Share of V's channels kept as int8")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
-  calibrate->add_option("--coefficients", options.coefficients, "M per spectral channel")
-      ->check(CLI::Range(1, 64))
-      ->capture_default_str();
-  calibrate->add_option("--resident-bits", options.resident_bits, "4, 8 or 16")
-      ->check(CLI::IsMember({4, 8, 16}))
-      ->capture_default_str();
-  calibrate
-      ->add_option("--pool", options.pool,
-                   "Where channels compete to be resident: within a head, a layer or the model")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, ChannelPool>{{"head", ChannelPool::kHead},
-                                             {"layer", ChannelPool::kLayer},
-                                             {"model", ChannelPool::kModel}}))
-      ->default_str("model");
-  calibrate->add_option("--threads", flags->threads, "Compute threads; 0: all")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  AddOutput(calibrate, *flags);
-  Choose(calibrate, flags, chosen, CalibrateProfile);
 }
 
 }  // namespace fourierkv

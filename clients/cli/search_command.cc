@@ -29,7 +29,7 @@ struct Flags {
   std::string state;
   std::string representations = kDefaultRepresentations;
   std::string output = "text";
-  std::vector<std::string> tasks = {"needle", "near", "copy"};
+  std::vector<std::string> tasks = {"needle", "near", "last", "copy"};
   int64_t context = 0;
   int contexts = 2;
   int64_t tail = 1024;
