@@ -17,6 +17,8 @@
 
 namespace fourierkv {
 
+class ThreadPool;
+
 // K or V of one layer of one full segment, all KV heads.
 struct EncodeJob {
   const PartLayout* layout = nullptr;
@@ -91,6 +93,10 @@ class ComputeBackend {
   // Exact softmax over what the cache holds, without decoding it when query_tokens = 1.
   // InvalidArgument for shapes that do not fit or an empty cache.
   virtual absl::Status Attend(const AttentionArgs& args) = 0;
+
+  // Threads for work that is done on the host beside these calls, such as encoding whole sequences;
+  // null: only the caller's own.
+  virtual ThreadPool* host_threads() { return nullptr; }
 };
 
 // `threads` = 0: one per hardware thread.

@@ -113,6 +113,21 @@ int64_t SequenceKvCache::bytes() const {
   return bytes;
 }
 
+CacheStats SequenceKvCache::stats() const {
+  CacheStats stats;
+  stats.exact_tokens = exact_tokens();
+  stats.exact_bytes = geometry_.DenseBytes(exact_tokens());
+  stats.compact_bytes = bytes() - stats.exact_bytes;
+  stats.dense_bytes = geometry_.DenseBytes(length_);
+  return stats;
+}
+
+absl::Status SequenceKvCache::ForgetLast() {
+  if (length_ == 0) return absl::FailedPreconditionError("an empty cache has no last token");
+  --length_;  // recent tokens are exact, so it is; the next Append drops its K and V
+  return absl::OkStatus();
+}
+
 absl::Status SequenceKvCache::CheckLayer(int layer) const {
   if (layer >= 0 && layer < geometry_.layers) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -236,6 +251,7 @@ absl::Status SequenceKvCache::BeginFill(int64_t tokens, absl::Time deadline) {
   }
   if (absl::Status s = CheckSequenceShape(tokens, options_.capacity); !s.ok()) return s;
   length_ = tokens;
+  filled_tokens_ = tokens;
   middle_tokens_ = layout_->scope().MiddleTokens(tokens);
   basis_ = MakeSequenceBasis(layout_->scope(), tokens, options_.capacity);
   std::fill(pending_.begin(), pending_.end(), 0);
@@ -257,17 +273,19 @@ absl::Status SequenceKvCache::InstallPayloads(int layer, std::span<const std::by
   for (Part part : kParts) {
     const SequencePart& of = layout_->part(layer, part);
     const std::span<const std::byte> payload = part == Part::kK ? k : v;
-    absl::Status s = CheckSequencePayload(of, length_, options_.capacity, options_.dtype, payload);
+    absl::Status s =
+        CheckSequencePayload(of, filled_tokens_, options_.capacity, options_.dtype, payload);
     if (!s.ok()) {
       return absl::Status(s.code(),
                           absl::StrCat(PartName(part), " of layer ", layer, ": ", s.message()));
     }
     if (middle_tokens_ == 0) continue;
-    middles_[layer * 2 + static_cast<int>(part)] = ReadSequenceMiddle(of, length_, basis_, payload);
+    middles_[layer * 2 + static_cast<int>(part)] =
+        ReadSequenceMiddle(of, filled_tokens_, basis_, payload);
   }
-  const int64_t values = exact_tokens() * geometry_.kv_heads * geometry_.head_dim;
-  layers_[layer].WriteHeads(0, exact_tokens(), ExactTokens(k, values).data(),
-                            ExactTokens(v, values).data());
+  const int64_t exact = filled_tokens_ - middle_tokens_;
+  const int64_t values = exact * geometry_.kv_heads * geometry_.head_dim;
+  layers_[layer].WriteHeads(0, exact, ExactTokens(k, values).data(), ExactTokens(v, values).data());
   gate_.Open(layer);
   return absl::OkStatus();
 }

@@ -14,6 +14,7 @@
 #include "compute/base/thread_pool.h"
 #include "compute/cache/dense_kv_cache.h"
 #include "compute/cache/exact_layer.h"
+#include "compute/cache/fillable_kv_cache.h"
 #include "compute/cache/kv_cache.h"
 #include "compute/cache/layer_gate.h"
 #include "compute/codec/sequence_layout.h"
@@ -65,6 +66,13 @@ class SequenceKvCache final : public KvCache {
   int64_t middle_tokens() const { return middle_tokens_; }
   // What all layers take when stored: coefficients in the profile's width.
   int64_t payload_bytes() const { return layout_->PayloadBytes(length_); }
+  // The middle counts as compact bytes, but not as segments.
+  CacheStats stats() const;
+
+  // Takes the last token back, to compute it once more for its logits; a cache being filled may
+  // still be. FailedPrecondition for an empty cache. Requires that nothing was appended since the
+  // last Advance.
+  absl::Status ForgetLast();
 
   // The cache will hold `tokens` tokens. FailedPrecondition unless it is empty; InvalidArgument for
   // a length out of bounds; ResourceExhausted for one beyond the capacity.
@@ -97,8 +105,9 @@ class SequenceKvCache final : public KvCache {
   const std::shared_ptr<ThreadPool> pool_;
   int64_t length_ = 0;
   int64_t middle_tokens_ = 0;
-  std::shared_ptr<const SequenceBasis> basis_;            // null without a middle
-  std::vector<ExactLayer> layers_;                        // sink, then recent tokens
+  int64_t filled_tokens_ = 0;                   // that payloads hold; length_ may be one less
+  std::shared_ptr<const SequenceBasis> basis_;  // null without a middle
+  std::vector<ExactLayer> layers_;              // sink, then recent tokens
   std::vector<std::unique_ptr<SequenceMiddle>> middles_;  // layer * 2 + part; null without
   std::vector<int64_t> pending_;  // tokens appended since the last Advance, per layer
   LayerGate gate_;

@@ -30,7 +30,6 @@ constexpr size_t kChecksumAt = 88;
 static_assert(kChecksumAt + sizeof(uint64_t) == kBlobHeaderBytes);
 
 constexpr uint32_t kMaxLayer = 511;
-constexpr uint32_t kMaxTokens = 1024;
 
 template <typename T>
 void Store(std::span<std::byte> blob, size_t at, T value) {
@@ -62,8 +61,8 @@ absl::Status CheckFields(const BlobHeader& header, int form, int part, int dtype
   if (part > 1) return Damaged("part ", part, " is neither K (0) nor V (1)");
   if (dtype < 1 || dtype > 2) return Damaged("dtype ", dtype, " is neither bf16 (1) nor fp16 (2)");
   if (header.layer > kMaxLayer) return Damaged("layer ", header.layer, " is above ", kMaxLayer);
-  if (header.tokens < 1 || header.tokens > kMaxTokens) {
-    return Damaged("tokens is ", header.tokens, "; it must be from 1 to ", kMaxTokens);
+  if (header.tokens < 1 || header.tokens > kMaxBlobTokens) {
+    return Damaged("tokens is ", header.tokens, "; it must be from 1 to ", kMaxBlobTokens);
   }
   const KvGeometry geometry{.layers = 1, .kv_heads = header.kv_heads, .head_dim = header.head_dim};
   if (auto s = geometry.Validate(); !s.ok()) return Damaged(s.message());

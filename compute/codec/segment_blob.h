@@ -1,5 +1,6 @@
-// The stored and transmitted form of K or V of one layer of one segment: a 96-byte header and a
-// payload. Byte-level description with a worked example: docs/format.md.
+// The stored and transmitted form of K or V of one layer of one segment (or of a whole sequence,
+// which is one segment then): a 96-byte header and a payload. Byte-level description with a worked
+// example: docs/format.md.
 
 #pragma once
 
@@ -20,7 +21,7 @@ namespace fourierkv {
 // Values are stored in headers.
 enum class SegmentForm : uint8_t {
   kExact = 1,     // [kv_heads][tokens][head_dim] as received
-  kCompact = 2,   // laid out by the codec profile (segment_layout.h)
+  kCompact = 2,   // laid out by the codec profile (segment_layout.h, sequence_layout.h)
   kDense = 3,     // same layout as exact, but decoded from compact: lossy
   kLossless = 4,  // exact, compressed bit for bit (lossless_codec.h)
   kArchived = 5,  // all channels transformed, quantised and entropy coded (archive_codec.h)
@@ -45,9 +46,10 @@ constexpr bool HasFixedSize(SegmentForm form) {
 inline constexpr size_t kBlobHeaderBytes = 96;
 // What a lossless payload has at most beside the bytes of the exact one.
 inline constexpr uint64_t kLosslessOverheadBytes = 8;
-// No blob is larger: 256 heads of 512 channels at 1024 tokens in 16 bits.
-inline constexpr uint64_t kMaxBlobBytes =
-    kBlobHeaderBytes + (uint64_t{256} * 512 * 1024 * 2) + kLosslessOverheadBytes;
+// No blob is larger, nor holds more tokens. Only whole sequences come near; segments are bounded by
+// their namespace.
+inline constexpr uint64_t kMaxBlobBytes = uint64_t{1} << 30;
+inline constexpr uint32_t kMaxBlobTokens = uint32_t{1} << 20;
 
 struct BlobHeader {
   SegmentForm form = SegmentForm::kExact;

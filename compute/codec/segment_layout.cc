@@ -5,6 +5,7 @@
 
 #include "compute/codec/archive_codec.h"
 #include "compute/codec/rotation.h"
+#include "compute/codec/sequence_layout.h"
 
 namespace fourierkv {
 namespace {
@@ -97,6 +98,10 @@ int LargestM(const CodecProfile& profile) {
 }  // namespace
 
 ProfileLayout::ProfileLayout(const CodecProfile& profile) : profile_(profile), id_(profile.Id()) {
+  if (profile.sequence) {
+    sequence_ = std::make_shared<const SequenceLayout>(profile);
+    return;
+  }
   const auto basis =
       std::make_shared<const Basis>(profile.basis, profile.segment_tokens, LargestM(profile));
   parts_.reserve(static_cast<size_t>(profile.geometry.layers) * 2);
@@ -122,8 +127,11 @@ int64_t ProfileLayout::SegmentPayloadBytes() const {
 }
 
 double ProfileLayout::BitsPerElement() const {
-  const int64_t elements = profile_.geometry.DenseBytes(profile_.segment_tokens) / kKvDtypeBytes;
-  return 8.0 * static_cast<double>(SegmentPayloadBytes()) / static_cast<double>(elements);
+  const int64_t tokens = sequence_ != nullptr ? kMaxSequenceTokens : profile_.segment_tokens;
+  const int64_t bytes =
+      sequence_ != nullptr ? sequence_->PayloadBytes(tokens) : SegmentPayloadBytes();
+  const int64_t elements = profile_.geometry.DenseBytes(tokens) / kKvDtypeBytes;
+  return 8.0 * static_cast<double>(bytes) / static_cast<double>(elements);
 }
 
 }  // namespace fourierkv

@@ -14,6 +14,7 @@
 namespace fourierkv {
 
 class ArchiveCodec;
+class SequenceLayout;
 
 // Byte offsets are from the start of the part's payload. `n` = channels, S = segment tokens.
 //
@@ -72,7 +73,8 @@ struct PartLayout {
   std::vector<float> rotations;    // what HeadLayout::rotation points into
 };
 
-// All parts of a validated profile without `sequence`: those are laid out by SequenceLayout.
+// All parts of a validated profile. One with `sequence` has no parts of segments: sequence() lays
+// it out.
 class ProfileLayout {
  public:
   explicit ProfileLayout(const CodecProfile& profile);
@@ -85,18 +87,22 @@ class ProfileLayout {
   const PartLayout& part(int layer, Part part) const {
     return parts_[static_cast<size_t>(layer) * 2 + static_cast<size_t>(part)];
   }
+  // Null unless the profile spans whole sequences.
+  const std::shared_ptr<const SequenceLayout>& sequence() const { return sequence_; }
   // Null if the profile has no archive section. Made when it is first asked for; it then takes eight
   // bytes of memory for every entry of the profile's rotations. Thread safe.
   const ArchiveCodec* archive() const;
   // Payload bytes of K and V of all layers of one segment.
   int64_t SegmentPayloadBytes() const;
-  // Payload bits per element of the original, over K and V of all layers.
+  // Payload bits per element of the original, over K and V of all layers; of the longest sequence
+  // if the profile spans whole ones.
   double BitsPerElement() const;
 
  private:
   CodecProfile profile_;
   Digest id_;
   std::vector<PartLayout> parts_;
+  std::shared_ptr<const SequenceLayout> sequence_;
   mutable std::once_flag archive_once_;
   mutable std::unique_ptr<const ArchiveCodec> archive_;
 };

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compute/base/bfloat16.h"
+#include "compute/codec/sequence_layout.h"
 
 namespace fourierkv {
 namespace {
@@ -25,8 +26,12 @@ absl::Status CheckField(const char* field, const T& actual, const T& expected) {
 }
 
 int64_t MaxPayloadBytes(const StoredSegment& segment, SegmentForm form, int layer, Part part) {
-  if (form == SegmentForm::kCompact)
+  if (form == SegmentForm::kCompact) {
+    if (const SequenceLayout* sequence = segment.context->sequence(); sequence != nullptr) {
+      return sequence->part(layer, part).PayloadBytes(segment.tokens);
+    }
     return segment.context->layout->part(layer, part).payload_bytes;
+  }
   const int64_t dense = segment.context->ns.geometry.PartBytes(segment.tokens);
   return HasFixedSize(form) ? dense : dense + static_cast<int64_t>(kLosslessOverheadBytes);
 }

@@ -15,8 +15,8 @@
 namespace fourierkv {
 
 // The header of one blob of `segment`, whose forms do not matter. COMPACT requires a profile and a
-// full segment, ARCHIVED one with an archive section too. For forms without a fixed size
-// payload_bytes is the most there can be.
+// full segment or a whole sequence, ARCHIVED one with an archive section too. For forms without a
+// fixed size payload_bytes is the most there can be.
 BlobHeader ExpectedHeader(const StoredSegment& segment, SegmentForm form, int layer, Part part,
                           float relative_error);
 

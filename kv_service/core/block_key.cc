@@ -5,8 +5,10 @@
 namespace fourierkv {
 namespace {
 
+// A whole sequence's key covers its capacity, too.
 BlockKey HashTokens(absl::string_view domain, const BlockKey& parent,
-                    std::span<const uint32_t> tokens) {
+                    std::span<const uint32_t> tokens,
+                    std::optional<int64_t> capacity = std::nullopt) {
   // Little-endian on every machine; a copy keeps one call of the hash for a whole segment.
   std::vector<uint8_t> bytes;
   bytes.reserve(tokens.size() * 4);
@@ -16,6 +18,7 @@ BlockKey HashTokens(absl::string_view domain, const BlockKey& parent,
   }
   Sha256 hash;
   hash.AddString(domain).AddBytes(parent.bytes.data(), parent.bytes.size());
+  if (capacity.has_value()) hash.AddU64(static_cast<uint64_t>(*capacity));
   hash.AddU64(tokens.size()).AddBytes(bytes.data(), bytes.size());
   return hash.Finish();
 }
@@ -28,6 +31,10 @@ BlockKey NextKey(const BlockKey& parent, std::span<const uint32_t> tokens) {
 
 BlockKey TailKey(const BlockKey& parent, std::span<const uint32_t> tokens) {
   return HashTokens("fourierkv-tail-v1", parent, tokens);
+}
+
+BlockKey SequenceKey(const BlockKey& root, int64_t capacity, std::span<const uint32_t> tokens) {
+  return HashTokens("fourierkv-sequence-v1", root, tokens, capacity);
 }
 
 KeyChain ChainKeys(const BlockKey& parent, int segment_tokens, std::span<const uint32_t> tokens) {

@@ -23,6 +23,10 @@ BlockKey NextKey(const BlockKey& parent, std::span<const uint32_t> tokens);
 // a full segment's key.
 BlockKey TailKey(const BlockKey& parent, std::span<const uint32_t> tokens);
 
+// Key of a whole sequence with room for `capacity` tokens, in the namespace of that root key. Never
+// equal to a segment's or a tail's.
+BlockKey SequenceKey(const BlockKey& root, int64_t capacity, std::span<const uint32_t> tokens);
+
 struct KeyChain {
   std::vector<BlockKey> segments;  // full segments, in order
   std::optional<BlockKey> tail;    // set iff the token count is no multiple of S

@@ -59,10 +59,13 @@ absl::Status CacheNamespace::Validate() const {
     return absl::InvalidArgumentError(
         "profile_id is zero; leave it out to hold segments exact only");
   }
+  if (segment_tokens == 0 && profile_id.has_value()) return absl::OkStatus();
   if (segment_tokens != 128 && segment_tokens != 256 && segment_tokens != 512 &&
       segment_tokens != 1024) {
     return absl::InvalidArgumentError(
-        absl::StrCat("segment_tokens is ", segment_tokens, "; it must be 128, 256, 512 or 1024"));
+        absl::StrCat("segment_tokens is ", segment_tokens,
+                     "; it must be 128, 256, 512 or 1024, or 0 with a "
+                     "codec profile of whole sequences"));
   }
   return absl::OkStatus();
 }
@@ -77,6 +80,10 @@ Digest CacheNamespace::RootKey() const {
   hash.AddString(profile_id.has_value() ? profile_id->ToString() : std::string());
   hash.AddU32(segment_tokens);
   return hash.Finish();
+}
+
+const SequenceLayout* NamespaceContext::sequence() const {
+  return layout != nullptr ? layout->sequence().get() : nullptr;
 }
 
 absl::StatusOr<std::shared_ptr<const NamespaceContext>> MakeNamespaceContext(

@@ -15,6 +15,7 @@
 namespace fourierkv {
 
 class ProfileLayout;
+class SequenceLayout;
 
 // Two sequences share segments only if every field here is equal: RootKey() starts their key chain.
 // Byte encoding and test vectors: docs/keys.md.
@@ -30,14 +31,14 @@ struct CacheNamespace {
   int tp_size = 1;
   std::string lora_id;               // empty: none
   std::optional<Digest> profile_id;  // nullopt: segments are held exact only
-  int segment_tokens = 256;
+  int segment_tokens = 256;          // 0 for a profile of whole sequences: each is one segment
 
   bool operator==(const CacheNamespace&) const = default;
 
   // InvalidArgument naming the field, unless: model_id, model_revision and weight_dtype are not
   // empty; no string is longer than 256 bytes or (tenant_salt apart) holds control characters; the
   // geometry is valid; 1 <= tp_size <= 1024 and 0 <= tp_rank < tp_size; segment_tokens is 128, 256,
-  // 512 or 1024; profile_id, if given, is not zero.
+  // 512 or 1024, or 0 with a profile_id; profile_id, if given, is not zero.
   absl::Status Validate() const;
 
   // Parent of the first segment's key. Requires a valid namespace.
@@ -49,6 +50,9 @@ struct NamespaceContext {
   CacheNamespace ns;
   Digest root;                                  // ns.RootKey()
   std::shared_ptr<const ProfileLayout> layout;  // null iff ns.profile_id is nullopt
+
+  // Null unless the profile spans whole sequences.
+  const SequenceLayout* sequence() const;
 };
 
 // InvalidArgument if `ns` is not valid or `layout` is not the layout of its profile: absent or

@@ -10,6 +10,7 @@
 #include "kv_service/core/archived_blob.h"
 #include "kv_service/core/blob_identity.h"
 #include "kv_service/core/lossless_blob.h"
+#include "kv_service/core/sequence_blob.h"
 
 namespace fourierkv {
 namespace {
@@ -23,6 +24,13 @@ const PartLayout& LayoutOf(const MakeJob& job) {
 
 int64_t HeadStride(const MakeJob& job) {
   return int64_t{job.segment->tokens} * job.segment->context->ns.geometry.head_dim;
+}
+
+// Whether the job encodes or decodes a whole sequence. Those go one by one: each keeps all threads
+// busy.
+bool IsOfSequence(const MakeJob& job) {
+  const bool codec = job.to == SegmentForm::kCompact || job.from == SegmentForm::kCompact;
+  return codec && job.segment->context->sequence() != nullptr;
 }
 
 // A job under way.
@@ -46,7 +54,8 @@ uint64_t NanosecondsSince(Clock::time_point begin) {
 }
 
 // Finds, unpacks or decodes the values of a job's source.
-absl::Status ReadValues(Work& work, MemoryBudget& budget, StoreMetrics& metrics) {
+absl::Status ReadValues(Work& work, ComputeBackend& backend, MemoryBudget& budget,
+                        StoreMetrics& metrics) {
   MakeJob& job = *work.job;
   if (job.from == SegmentForm::kExact) {
     work.values = reinterpret_cast<const uint16_t*>(Payload(*job.source.blob));
@@ -63,10 +72,17 @@ absl::Status ReadValues(Work& work, MemoryBudget& budget, StoreMetrics& metrics)
     to = reinterpret_cast<uint16_t*>(Payload(*work.made));
   }
   work.values = to;
-  absl::Status status = job.from == SegmentForm::kArchived
-                            ? ReadArchivedBlob(*job.segment, job.layer, job.part, *job.source.blob,
-                                               {to, count}, metrics)
-                            : ReadLosslessBlob(*job.source.blob, {to, count}, metrics);
+  const StoredSegment& segment = *job.segment;
+  const BlobBuffer& blob = *job.source.blob;
+  absl::Status status;
+  if (job.from == SegmentForm::kCompact) {
+    status = ReadSequenceBlob(segment, job.layer, job.part, BasisOf(segment), blob, {to, count},
+                              backend, metrics);
+  } else if (job.from == SegmentForm::kArchived) {
+    status = ReadArchivedBlob(segment, job.layer, job.part, blob, {to, count}, metrics);
+  } else {
+    status = ReadLosslessBlob(blob, {to, count}, metrics);
+  }
   if (absl::IsDataLoss(status)) {
     job.damage = std::move(status);
     return absl::OkStatus();
@@ -120,15 +136,16 @@ absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryB
     MakeJob& job = jobs[i];
     all[i].job = &job;
     job.result.relative_error = job.source.relative_error;  // unless it is measured now
-    if (HasFixedSize(job.to)) {
+    const bool sequence = IsOfSequence(job);
+    if (HasFixedSize(job.to) && !(sequence && job.to == SegmentForm::kCompact)) {
       const uint64_t payload =
           ExpectedHeader(*job.segment, job.to, job.layer, job.part, 0).payload_bytes;
       auto made = BlobBuffer::Allocate(budget, static_cast<int64_t>(kBlobHeaderBytes + payload));
       if (!made.ok()) return made.status();
       all[i].made = std::move(*made);
     }
-    if (job.from != SegmentForm::kCompact) {
-      if (auto s = ReadValues(all[i], budget, metrics); !s.ok()) return s;
+    if (job.from != SegmentForm::kCompact || sequence) {
+      if (auto s = ReadValues(all[i], backend, budget, metrics); !s.ok()) return s;
     }
   }
   for (const KvDtype dtype : {KvDtype::kBf16, KvDtype::kFp16}) {
@@ -136,6 +153,7 @@ absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryB
     std::vector<Work*> decode;
     for (Work& work : all) {
       if (work.job->segment->context->ns.kv_dtype != dtype || !work.job->damage.ok()) continue;
+      if (IsOfSequence(*work.job)) continue;
       if (work.job->to == SegmentForm::kCompact) encode.push_back(&work);
       if (work.job->from == SegmentForm::kCompact) decode.push_back(&work);
     }
@@ -152,6 +170,14 @@ absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryB
     if (job.to == SegmentForm::kLossless) {
       auto made = MakeLosslessBlob(*job.segment, job.layer, job.part,
                                    {work.values, PartValues(*job.segment)}, budget, metrics);
+      if (!made.ok()) return made.status();
+      job.result = std::move(*made);
+      continue;
+    }
+    if (job.to == SegmentForm::kCompact && IsOfSequence(job)) {
+      auto made =
+          MakeSequenceBlob(*job.segment, job.layer, job.part, BasisOf(*job.segment),
+                           {work.values, PartValues(*job.segment)}, backend, budget, metrics);
       if (!made.ok()) return made.status();
       job.result = std::move(*made);
       continue;

@@ -28,8 +28,8 @@ struct MakeJob {
   absl::Status damage{};  // DataLoss: the source was whole, but not of its form; no result
 };
 
-// All of `jobs` in as few calls of the backend as there are kinds and dtypes. ResourceExhausted if
-// the budget has no room; OutOfRange if values are too far from what the profile's archive section
+// All of `jobs` in as few calls of the backend as there are kinds and dtypes; whole sequences one
+// after another. ResourceExhausted if the budget has no room; OutOfRange if values are too far from what the profile's archive section
 // was made for; otherwise the backend's errors. Results are undefined after an error.
 absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryBudget& budget,
                        StoreMetrics& metrics);

@@ -21,9 +21,9 @@ struct FormWay {
 
 // All ways to give one of `wanted`, best first: forms that are held, in the order of `wanted`; then
 // forms that can be made, in that order, each of its most faithful source first, then its cheapest.
-// COMPACT is made of full segments with a profile only, ARCHIVED if that has an archive section.
-// DENSE is what COMPACT decodes to, so it is made of that if it can be, else copied from exact
-// data, else decoded from ARCHIVED.
+// COMPACT is made of full segments and whole sequences with a profile only, ARCHIVED if that has an
+// archive section. DENSE is what COMPACT decodes to, so it is made of that if it can be, else
+// copied from exact data, else decoded from ARCHIVED.
 std::vector<FormWay> WaysToServe(const StoredSegment& segment, std::span<const SegmentForm> wanted);
 
 // The largest relative error of what `way` gives, or nullopt if it is measured only when the form

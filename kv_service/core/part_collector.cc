@@ -11,6 +11,7 @@
 #include "kv_service/core/archived_blob.h"
 #include "kv_service/core/blob_identity.h"
 #include "kv_service/core/lossless_blob.h"
+#include "kv_service/core/sequence_blob.h"
 
 namespace fourierkv {
 namespace {
@@ -31,6 +32,7 @@ PartCollector::PartCollector(const PutPlan& plan, const std::vector<PlannedSegme
       exact_form_(plan.exact_form),
       compressed_form_(plan.compressed_form),
       max_relative_error_(plan.max_relative_error),
+      sequence_capacity_(plan.sequence_capacity),
       segments_(segments),
       budget_(budget),
       backend_(backend),
@@ -117,8 +119,9 @@ absl::Status PartCollector::CheckComplete() const {
 absl::Status PartCollector::Flush() {
   if (waiting_.empty()) return absl::OkStatus();
   const auto begin = std::chrono::steady_clock::now();
-  const absl::Status status =
-      compressed_form_ == SegmentForm::kArchived ? EncodeArchived() : EncodeCompact();
+  const absl::Status status = compressed_form_ == SegmentForm::kArchived ? EncodeArchived()
+                              : context_->sequence() != nullptr          ? EncodeSequences()
+                                                                         : EncodeCompact();
   if (!status.ok()) return status;
   const auto took = std::chrono::steady_clock::now() - begin;
   totals_.encode_seconds += std::chrono::duration<double>(took).count();
@@ -139,6 +142,20 @@ absl::Status PartCollector::EncodeArchived() {
     const StoredSegment segment = Identity(Slot(id));
     auto made = MakeArchivedBlob(segment, Layer(id), PartOf(id),
                                  {RawValues(*state.raw), PartValues(segment)}, budget_, metrics_);
+    if (!made.ok()) return Fault(id, made.status());
+    state.compact = std::move(*made);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PartCollector::EncodeSequences() {
+  if (basis_ == nullptr) basis_ = BasisOf(Identity(0));
+  for (const int64_t id : waiting_) {
+    PartState& state = parts_.at(id);
+    const StoredSegment segment = Identity(Slot(id));
+    auto made =
+        MakeSequenceBlob(segment, Layer(id), PartOf(id), basis_,
+                         {RawValues(*state.raw), PartValues(segment)}, backend_, budget_, metrics_);
     if (!made.ok()) return Fault(id, made.status());
     state.compact = std::move(*made);
   }
@@ -229,6 +246,7 @@ StoredSegment PartCollector::Identity(size_t slot) const {
   segment.index = planned.index;
   segment.tokens = planned.tokens;
   segment.tail = planned.tail;
+  segment.capacity = sequence_capacity_;
   segment.error_bound = max_relative_error_;
   return segment;
 }
@@ -242,7 +260,7 @@ absl::StatusOr<PartCollector::PartState> PartCollector::Start(int64_t id,
   PartState state;
   state.assembly = PartAssembly(std::move(*buffer), begin);
   if (payload_ != PutPayload::kCompact && compressed_form_ == SegmentForm::kCompact &&
-      segments_[Slot(id)].keep_compact) {
+      segments_[Slot(id)].keep_compact && context_->sequence() == nullptr) {
     const int64_t payload = context_->layout->part(Layer(id), PartOf(id)).payload_bytes;
     auto encoded = BlobBuffer::Allocate(budget_, static_cast<int64_t>(kBlobHeaderBytes) + payload);
     if (!encoded.ok()) return encoded.status();
@@ -281,10 +299,12 @@ absl::StatusOr<BlobHeader> PartCollector::OpenReceived(int64_t id, const PartSta
 absl::Status PartCollector::FinishCompact(int64_t id, PartState& state) {
   const auto header = OpenReceived(id, state, SegmentForm::kCompact);
   if (!header.ok()) return Fault(id, header.status());
-  const PartLayout& layout = context_->layout->part(Layer(id), PartOf(id));
-  if (auto s = CheckPayload(layout, BlobPayload(state.assembly.buffer()->bytes())); !s.ok()) {
-    return Fault(id, s);
-  }
+  const BlobBuffer& blob = *state.assembly.buffer();
+  const absl::Status payload =
+      context_->sequence() != nullptr
+          ? CheckSequenceBlob(Identity(Slot(id)), Layer(id), PartOf(id), blob)
+          : CheckPayload(context_->layout->part(Layer(id), PartOf(id)), BlobPayload(blob.bytes()));
+  if (!payload.ok()) return Fault(id, payload);
   totals_.max_relative_error = std::max(totals_.max_relative_error, header->relative_error);
   state.compact = FormPart{state.assembly.TakeBuffer(), header->relative_error};
   return absl::OkStatus();

@@ -20,12 +20,13 @@
 namespace fourierkv {
 
 class ComputeBackend;
+class SequenceBasis;
 
 // The payload of one put, by `slot`: the position of a segment in its plan. Memory for a part, raw
-// and encoded, is reserved when its first chunk comes. Complete parts wait until a batch is worth a
-// call of the encoder. Whether a segment is within the plan's error bound is known with its last
-// part; with a bound, exact data is therefore held until Take. Arguments slot, layer and part must
-// be in range. Not thread safe.
+// and encoded, is reserved when its first chunk comes (of whole sequences, raw only). Complete
+// parts wait until a batch is worth a call of the encoder. Whether a segment is within the plan's
+// error bound is known with its last part; with a bound, exact data is therefore held until Take.
+// Arguments slot, layer and part must be in range. Not thread safe.
 class PartCollector {
  public:
   struct Totals {
@@ -84,6 +85,7 @@ class PartCollector {
   absl::Status Finish(int64_t id, PartState& state);
   // Encodes the waiting parts, leaving each in its `compact`.
   absl::Status EncodeCompact();
+  absl::Status EncodeSequences();
   absl::Status EncodeArchived();
   absl::Status FinishCompact(int64_t id, PartState& state);
   // The blob that came, which must be the one that belongs here.
@@ -102,6 +104,7 @@ class PartCollector {
   const SegmentForm exact_form_;
   const SegmentForm compressed_form_;
   const float max_relative_error_;
+  const int64_t sequence_capacity_;
   const std::vector<PlannedSegment>& segments_;
   MemoryBudget& budget_;
   ComputeBackend& backend_;
@@ -110,6 +113,7 @@ class PartCollector {
   absl::flat_hash_map<int64_t, PartState> parts_;  // by Id: those that bytes came for
   std::vector<int64_t> waiting_;                   // complete, to be encoded
   int64_t waiting_bytes_ = 0;
+  std::shared_ptr<const SequenceBasis> basis_;  // of a whole sequence, once it is encoded
   Totals totals_;
 };
 

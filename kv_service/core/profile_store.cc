@@ -22,11 +22,6 @@ absl::StatusOr<std::shared_ptr<const ProfileLayout>> ProfileStore::Put(absl::str
 absl::StatusOr<std::shared_ptr<const ProfileLayout>> ProfileStore::Put(
     const CodecProfile& profile) {
   if (auto s = profile.Validate(); !s.ok()) return s;
-  if (profile.sequence) {
-    return absl::UnimplementedError(absl::StrCat(
-        "profile '", profile.name,
-        "' spans whole sequences; the service stores segments: give a segment profile"));
-  }
   if (auto known = Get(profile.Id()); known.ok()) return known;
   const int64_t json_bytes = static_cast<int64_t>(profile.ToJson().size());
   auto layout = std::make_shared<const ProfileLayout>(profile);  // slow: not under the lock

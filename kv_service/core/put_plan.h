@@ -38,6 +38,8 @@ struct PutPlan {
   SegmentForm compressed_form = SegmentForm::kCompact;
   // Exact data of segments whose compressed form has a larger error is kept too, wherever they are.
   float max_relative_error = kNoErrorBound;
+  // With a profile of whole sequences: how many tokens this one may grow to. Else 0.
+  int64_t sequence_capacity = 0;
 };
 
 struct PlannedSegment {
@@ -52,7 +54,8 @@ struct PlannedSegment {
 };
 
 // Which forms a put leaves behind: without a profile, segment 0 and tails are exact only; before
-// `keep_exact_from` compact (or archived) only; both from there on.
+// `keep_exact_from` compact (or archived) only; both from there on. A whole sequence is segment 0,
+// and compact all the same.
 bool KeepsExact(const NamespaceContext& context, int64_t index, bool tail, int64_t keep_exact_from);
 bool KeepsCompact(const NamespaceContext& context, int64_t index, bool tail);
 
@@ -60,7 +63,9 @@ bool KeepsCompact(const NamespaceContext& context, int64_t index, bool tail);
 // beyond kMaxSegmentIndex; a parent iff the first segment is not segment 0; exact_form EXACT or
 // LOSSLESS; compressed_form COMPACT, or ARCHIVED with a profile that has an archive section;
 // max_relative_error a number >= 0; and for compact payload a profile, compressed_form COMPACT, no
-// such bound, no tail and no segment 0, which are exact only.
+// such bound, no tail and no segment 0, which are exact only. With a profile of whole sequences:
+// segment 0, 1 <= tokens <= sequence_capacity <= kMaxSequenceTokens, and no part of more than
+// kMaxBlobBytes; without, no sequence_capacity.
 absl::Status CheckPutPlan(const PutPlan& plan);
 
 // The segments of a valid plan, with their keys; none needed yet.

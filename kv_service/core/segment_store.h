@@ -77,9 +77,9 @@ class SegmentPin {
 //
 // Eviction, when the budget asks for room: first the exact data (least recently used first) of
 // segments that also hold the compact or archived form, within their error bound, and have a full
-// successor stored, segment 0 excepted, which stays exact; then whole segments without children,
-// least recently used first. Never what is leased or pinned. Bytes that a reader still holds return
-// to the budget when it lets go.
+// successor stored, segment 0 excepted, which stays exact, or are whole sequences; then whole
+// segments without children, least recently used first. Never what is leased or pinned. Bytes that
+// a reader still holds return to the budget when it lets go.
 class SegmentStore {
  public:
   using Clock = std::function<absl::Time()>;

@@ -149,8 +149,10 @@ void SegmentTree::Refresh(SegmentEntry& entry, uint64_t last_use) {
   const StoredSegment& s = entry.segment;
   const FormPtr& compact = s.forms[SegmentForm::kCompact];
   const FormPtr& compressed = compact != nullptr ? compact : s.forms[SegmentForm::kArchived];
+  // Whole sequences are never continued: a decoder reads the compact form.
+  const bool superseded = s.capacity > 0 || (entry.full_children > 0 && s.index > 0);
   const bool exact_droppable = entry.holds == 0 && s.exact_data() != nullptr &&
-                               compressed != nullptr && entry.full_children > 0 && s.index > 0 &&
+                               compressed != nullptr && superseded &&
                                compressed->max_relative_error() <= s.error_bound;
   const bool removable = entry.holds == 0 && entry.children == 0;
   if (entry.last_use == last_use && entry.exact_droppable == exact_droppable &&

@@ -79,6 +79,7 @@ struct StoredSegment {
   int64_t index = 0;  // position in the sequence, in segments
   int tokens = 0;     // S, or less for a tail
   bool tail = false;
+  int64_t capacity = 0;    // of a whole sequence: how many tokens it may grow to; else 0
   PerForm<FormPtr> forms;  // null where not held
   // Exact data beside a compact form of larger error is kept as long as the segment.
   float error_bound = kNoErrorBound;

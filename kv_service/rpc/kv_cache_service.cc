@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compute/base/structured_log.h"
+#include "compute/codec/sequence_scope.h"
 #include "kv_service/rpc/get_stream.h"
 #include "kv_service/rpc/namespace_convert.h"
 #include "kv_service/rpc/put_stream.h"
@@ -48,8 +49,20 @@ absl::StatusOr<KeyChain> KeysOf(const v1::MatchPrefixRequest& request) {
   }
   absl::StatusOr<CacheNamespace> ns = FromProto(request.namespace_());
   if (!ns.ok()) return ns.status();
-  return ChainKeys(
-      *ns, std::span<const uint32_t>(request.token_ids().data(), request.token_ids().size()));
+  const std::span<const uint32_t> tokens(request.token_ids().data(), request.token_ids().size());
+  absl::StatusOr<int64_t> capacity =
+      ParseSequenceCapacity(request.sequence_capacity(), "sequence_capacity");
+  if (!capacity.ok()) return capacity.status();
+  if (ns->segment_tokens > 0) {
+    if (*capacity == 0) return ChainKeys(*ns, tokens);
+    return absl::InvalidArgumentError(
+        "sequence_capacity is for a namespace of whole sequences, whose segment_tokens is 0");
+  }
+  if (auto s = CheckSequenceShape(static_cast<int64_t>(tokens.size()), *capacity); !s.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("token_ids and sequence_capacity: ", s.message()));
+  }
+  return KeyChain{{SequenceKey(ns->RootKey(), *capacity, tokens)}, std::nullopt};
 }
 
 absl::Status Match(ServiceCore& core, const v1::MatchPrefixRequest& request,

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "compute/codec/sequence_scope.h"
 #include "proto/support/convert.h"
 
 namespace fourierkv {
@@ -75,6 +76,14 @@ absl::StatusOr<float> ParseErrorBound(float bound, const char* field) {
         field, " is ", bound, "; it must be a number of at least 0, where 0 means no bound"));
   }
   return bound == 0 ? kNoErrorBound : bound;
+}
+
+absl::StatusOr<int64_t> ParseSequenceCapacity(uint64_t capacity, const char* field) {
+  if (capacity > static_cast<uint64_t>(kMaxSequenceTokens)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, " is ", capacity, "; it must be at most ", kMaxSequenceTokens));
+  }
+  return static_cast<int64_t>(capacity);
 }
 
 absl::StatusOr<std::vector<BlockKey>> ParseKeys(

@@ -33,6 +33,9 @@ absl::StatusOr<std::vector<BlockKey>> ParseKeys(
 // for NaN and negative ones.
 absl::StatusOr<float> ParseErrorBound(float bound, const char* field);
 
+// InvalidArgument for more than kMaxSequenceTokens.
+absl::StatusOr<int64_t> ParseSequenceCapacity(uint64_t capacity, const char* field);
+
 // The forms of `segment` that are held, smallest first.
 std::vector<v1::HeldForm> HeldForms(const SegmentSummary& segment);
 

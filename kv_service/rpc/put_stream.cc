@@ -70,6 +70,10 @@ absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const ProfileSt
       ParseErrorBound(header.max_relative_error(), "header.max_relative_error");
   if (!bound.ok()) return bound.status();
   plan.max_relative_error = *bound;
+  absl::StatusOr<int64_t> capacity =
+      ParseSequenceCapacity(header.sequence_capacity(), "header.sequence_capacity");
+  if (!capacity.ok()) return capacity.status();
+  plan.sequence_capacity = *capacity;
   return plan;
 }
 

@@ -47,6 +47,7 @@ class CpuBackend final : public ComputeBackend {
   absl::Status Encode(KvDtype dtype, std::span<EncodeJob> jobs) override;
   absl::Status Decode(KvDtype dtype, std::span<const DecodeJob> jobs) override;
   absl::Status Attend(const AttentionArgs& args) override;
+  ThreadPool* host_threads() override { return &workers_.pool; }
 
  private:
   // Heads of all jobs, in order: a task of the parallel loops is one head of one job.

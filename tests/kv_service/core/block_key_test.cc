@@ -111,6 +111,20 @@ TEST(BlockKeyTest, AKeyCoversEverythingBeforeIt) {
   EXPECT_NE(before.tail, after.tail);
 }
 
+TEST(BlockKeyTest, AWholeSequenceIsThePublishedVector) {
+  CacheNamespace ns = VectorB();
+  ns.segment_tokens = 0;
+  ASSERT_TRUE(ns.Validate().ok()) << ns.Validate();
+  EXPECT_EQ(ns.RootKey().ToHex(),
+            "7739bd8910f23a2bf0f8ba00026bc3a6eaa932e631656184b28fafb1b3f2d216");
+  std::vector<uint32_t> tokens;
+  for (uint32_t i = 0; i < 128; ++i) tokens.push_back(i);
+  EXPECT_EQ(SequenceKey(ns.RootKey(), 192, tokens).ToHex(),
+            "a287396095173cd2f5248da840f103f75004fc898d0cb8cea7649f5b204586e8");
+  ns.profile_id.reset();
+  EXPECT_FALSE(ns.Validate().ok());  // without a profile there are segments
+}
+
 TEST(BlockKeyTest, WholeSegmentsHaveNoTailAndAnEmptySequenceHasNoKeys) {
   std::mt19937 rng(1);
   EXPECT_FALSE(ChainKeys(SmallNamespace(), RandomTokens(rng, 2 * kS)).tail.has_value());

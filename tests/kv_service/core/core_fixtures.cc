@@ -36,6 +36,30 @@ std::shared_ptr<const NamespaceContext> SmallContext(bool with_profile,
   return *context;
 }
 
+CodecProfile SmallSequenceProfile() {
+  CodecProfile profile;
+  profile.name = "whole";
+  profile.geometry = kSmall;
+  profile.basis = BasisKind::kDft;
+  profile.segment_tokens = 0;
+  profile.sequence = SequenceScope{.sink_tokens = 4, .recent_tokens = 28, .frequencies = 16};
+  const HeadProfile head = {
+      .bands = {{profile.sequence->states(), 32, {0, 2, 5, 7}}, {0, 16, {1, 3, 4, 6}}}};
+  profile.heads.assign(kSmall.layers * kSmall.kv_heads * 2, head);
+  if (!profile.Validate().ok()) std::abort();
+  return profile;
+}
+
+std::shared_ptr<const NamespaceContext> SmallSequenceContext() {
+  CacheNamespace ns = SmallNamespace();
+  const auto layout = std::make_shared<const ProfileLayout>(SmallSequenceProfile());
+  ns.profile_id = layout->id();
+  ns.segment_tokens = 0;
+  auto context = MakeNamespaceContext(ns, layout);
+  if (!context.ok()) std::abort();
+  return *context;
+}
+
 std::vector<uint32_t> RandomTokens(std::mt19937& rng, int64_t n) {
   std::vector<uint32_t> tokens(n);
   for (uint32_t& token : tokens) token = rng();

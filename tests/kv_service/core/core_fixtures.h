@@ -28,6 +28,11 @@ CacheNamespace SmallNamespace();
 std::shared_ptr<const NamespaceContext> SmallContext(bool with_profile = true,
                                                      const std::string& tenant_salt = "");
 
+// A profile of whole sequences for the small model: of T tokens the first 4 and the last 28 exact,
+// half of the channels of the others 32 states if there are more than 32 of them.
+CodecProfile SmallSequenceProfile();
+std::shared_ptr<const NamespaceContext> SmallSequenceContext();
+
 // Token ids that no other call of the same `rng` gave.
 std::vector<uint32_t> RandomTokens(std::mt19937& rng, int64_t n);
 

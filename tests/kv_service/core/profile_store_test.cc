@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "compute/codec/sequence_layout.h"
 #include "core_fixtures.h"
 
 namespace fourierkv {
@@ -35,21 +36,16 @@ TEST(ProfileStoreTest, PuttingAgainChangesNothing) {
   EXPECT_EQ(store.List().size(), 1);
 }
 
-TEST(ProfileStoreTest, RefusesProfilesOfWholeSequences) {
-  CodecProfile profile = Profile("whole");
-  profile.basis = BasisKind::kDft;
-  profile.segment_tokens = 0;
-  profile.sequence.emplace();
-  Band all{0, 16, {}};
-  for (int d = 0; d < profile.geometry.head_dim; ++d) {
-    all.channels.push_back(static_cast<uint16_t>(d));
-  }
-  for (HeadProfile& head : profile.heads) head.bands = {all};
-  ASSERT_TRUE(profile.Validate().ok()) << profile.Validate();
+TEST(ProfileStoreTest, HoldsProfilesOfWholeSequences) {
+  const CodecProfile profile = SmallSequenceProfile();
   ProfileStore store;
-  const absl::Status status = store.Put(profile.ToJson()).status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("'whole' spans whole sequences"));
+  const auto layout = store.Put(profile.ToJson());
+  ASSERT_TRUE(layout.ok()) << layout.status();
+  ASSERT_NE((*layout)->sequence(), nullptr);
+  EXPECT_EQ((*layout)->sequence()->profile(), profile);
+  EXPECT_EQ(*store.Get(profile.Id()), *layout);
+  // Half of the values in 16 bits; of the longest sequence the states are next to nothing.
+  EXPECT_NEAR((*layout)->BitsPerElement(), 8, 0.01);
 }
 
 TEST(ProfileStoreTest, RefusesWhatIsNoProfile) {
