@@ -52,9 +52,11 @@ ArchiveCodec::ArchiveCodec(const CodecProfile& profile)
     for (int h = 0; h < geometry_.kv_heads; ++h) {
       for (Part part : kParts) {
         const ArchiveHead& head = profile.archive->head(geometry_, layer, h, part);
-        const std::vector<int16_t>& rotation =
-            head.rotation.empty() ? profile.head(layer, h, part).rotation : head.rotation;
-        transforms_.emplace_back(head, rotation);
+        const std::vector<int16_t>& compact = profile.head(layer, h, part).rotation;
+        transforms_.emplace_back(head, head.rotation.empty() ? compact : head.rotation);
+        // The compact form of K is rotated after RoPE, that of the archive before it.
+        shares_rotation_.push_back(part == Part::kV && head.rotation.empty() && !compact.empty() &&
+                                   !transforms_.back().scaled());
         std::vector<uint8_t>& classes = classes_[layer * 2 + static_cast<int>(part)];
         classes.insert(classes.end(), head.classes.begin(), head.classes.end());
       }
@@ -145,6 +147,18 @@ absl::StatusOr<std::vector<int16_t>> ArchiveCodec::DecodeSymbols(
 absl::Status ArchiveCodec::Decode(int layer, Part part, KvDtype dtype, int64_t first_token,
                                   std::span<const std::byte> payload,
                                   std::span<uint16_t> dense) const {
+  return DecodeHeads(layer, part, dtype, first_token, /*rotated=*/false, payload, dense);
+}
+
+absl::Status ArchiveCodec::DecodeRotated(int layer, Part part, int64_t first_token,
+                                         std::span<const std::byte> payload,
+                                         std::span<uint16_t> dense) const {
+  return DecodeHeads(layer, part, KvDtype::kBf16, first_token, /*rotated=*/true, payload, dense);
+}
+
+absl::Status ArchiveCodec::DecodeHeads(int layer, Part part, KvDtype dtype, int64_t first_token,
+                                       bool rotated, std::span<const std::byte> payload,
+                                       std::span<uint16_t> dense) const {
   if (auto s = CheckSize(dense.size(), PartSize()); !s.ok()) return s;
   const absl::StatusOr<std::vector<int16_t>> symbols = DecodeSymbols(layer, part, payload);
   if (!symbols.ok()) return symbols.status();
@@ -152,7 +166,12 @@ absl::Status ArchiveCodec::Decode(int layer, Part part, KvDtype dtype, int64_t f
   const RopeTable rope = part == Part::kK ? rope_.At(first_token) : RopeTable();
   float* const x = Scratch(size, 0).data();
   for (int h = 0; h < geometry_.kv_heads; ++h) {
-    transform(layer, h, part).Inverse(tokens_, symbols->data() + h * size, x);
+    const int16_t* const q = symbols->data() + h * size;
+    if (rotated && SharesRotation(layer, h, part)) {
+      transform(layer, h, part).InverseRotated(tokens_, q, x);
+    } else {
+      transform(layer, h, part).Inverse(tokens_, q, x);
+    }
     if (part == Part::kK) {
       archive::Turn(rope.cos.data(), rope.sin.data(), tokens_, geometry_.head_dim / 2,
                     /*back=*/false, x);

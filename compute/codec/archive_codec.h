@@ -41,6 +41,18 @@ class ArchiveCodec {
   absl::Status Decode(int layer, Part part, KvDtype dtype, int64_t first_token,
                       std::span<const std::byte> payload, std::span<uint16_t> dense) const;
 
+  // Whether DecodeRotated leaves a head in its rotated channels: V whose archive has no scales and
+  // shares the rotation of the compact form.
+  bool SharesRotation(int layer, int head, Part part) const {
+    return shares_rotation_[HeadIndex(layer, head, part)];
+  }
+
+  // Decode for an encoder of the compact form: heads that share its rotation as X U, the others as
+  // X. In bf16 whatever a cache's dtype, for the bounds of fp16 are those of X. What comes out is
+  // encoded with ProfileLayout::rotated_part.
+  absl::Status DecodeRotated(int layer, Part part, int64_t first_token,
+                             std::span<const std::byte> payload, std::span<uint16_t> dense) const;
+
   // The integers of a payload: [kv_heads][head_dim][S], frequencies of each block innermost.
   absl::StatusOr<std::vector<int16_t>> DecodeSymbols(int layer, Part part,
                                                      std::span<const std::byte> payload) const;
@@ -58,8 +70,7 @@ class ArchiveCodec {
   const KvGeometry& geometry() const { return geometry_; }
   int segment_tokens() const { return tokens_; }
   const ArchiveTransform& transform(int layer, int head, Part part) const {
-    return transforms_[(static_cast<size_t>(layer) * geometry_.kv_heads + head) * 2 +
-                       static_cast<size_t>(part)];
+    return transforms_[HeadIndex(layer, head, part)];
   }
   const RopeTables& rope() const { return rope_; }
 
@@ -69,13 +80,19 @@ class ArchiveCodec {
   size_t PartSize() const {
     return static_cast<size_t>(geometry_.kv_heads) * geometry_.head_dim * tokens_;
   }
+  size_t HeadIndex(int layer, int head, Part part) const {
+    return (static_cast<size_t>(layer) * geometry_.kv_heads + head) * 2 + static_cast<size_t>(part);
+  }
   std::span<const uint16_t> Probabilities(Part part) const;
+  absl::Status DecodeHeads(int layer, Part part, KvDtype dtype, int64_t first_token, bool rotated,
+                           std::span<const std::byte> payload, std::span<uint16_t> dense) const;
 
   KvGeometry geometry_;
   int tokens_;
   float rounding_;
   RopeTables rope_;
   std::vector<ArchiveTransform> transforms_;   // as CodecProfile::heads
+  std::vector<bool> shares_rotation_;          // as transforms_
   std::vector<std::vector<uint8_t>> classes_;  // [layer * 2 + part]: of all heads
   std::vector<uint16_t> probabilities_;        // of K, then of V
 };

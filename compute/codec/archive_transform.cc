@@ -59,6 +59,38 @@ std::vector<float>& Scratch(size_t size, int which) {
   return buffer;
 }
 
+// The channels of a head that are not all zero, out of the frequencies.
+struct TimeDomain {
+  std::vector<int> channels;
+  const float* values;  // [tokens][channels], in steps; in the thread's scratch buffer 2
+};
+
+TimeDomain ToTimeDomain(int head_dim, int tokens, const int16_t* q) {
+  UseOneBlasThread();
+  const size_t size = static_cast<size_t>(tokens) * head_dim;
+  float* const symbols = Scratch(size, 0).data();  // [channels][tokens]
+  float* const values = Scratch(size, 2).data();
+  TimeDomain result{.channels = {}, .values = values};
+  for (int j = 0; j < head_dim; ++j) {
+    const int16_t* from = q + static_cast<int64_t>(j) * tokens;
+    if (archive::AllZero(from, tokens)) continue;
+    archive::ToFloat(from, tokens, symbols + result.channels.size() * tokens);
+    result.channels.push_back(j);
+  }
+  const int active = static_cast<int>(result.channels.size());
+  if (active == 0) return result;
+  const Product dct{.transpose_a = CblasTrans,
+                    .transpose_b = CblasTrans,
+                    .m = kArchiveBlock,
+                    .n = active,
+                    .k = kArchiveBlock};
+  for (int t = 0; t < tokens; t += kArchiveBlock) {
+    dct.Run(ArchiveDct().data(), kArchiveBlock, symbols + t, tokens,
+            values + static_cast<int64_t>(t) * active, active);
+  }
+  return result;
+}
+
 std::vector<float> Floats(const std::vector<uint16_t>& bits) {
   std::vector<float> values;
   values.reserve(bits.size());
@@ -142,32 +174,30 @@ void ArchiveTransform::Forward(int tokens, const float* x, float* y) const {
 }
 
 void ArchiveTransform::Inverse(int tokens, const int16_t* q, float* x) const {
-  UseOneBlasThread();
   const int n = head_dim();
-  const size_t size = static_cast<size_t>(tokens) * n;
-  float* const symbols = Scratch(size, 0).data();                     // [active][tokens]
-  float* const rows = Scratch(static_cast<size_t>(n) * n, 1).data();  // [active][D]
-  int active = 0;
-  for (int j = 0; j < n; ++j) {
-    const int16_t* from = q + static_cast<int64_t>(j) * tokens;
-    if (archive::AllZero(from, tokens)) continue;
-    archive::ToFloat(from, tokens, symbols + static_cast<int64_t>(active) * tokens);
-    std::copy_n(inverse_row(j), n, rows + static_cast<int64_t>(active) * n);
-    ++active;
-  }
+  const TimeDomain y = ToTimeDomain(n, tokens, q);
   for (int t = 0; t < tokens; ++t) std::copy(mean_.begin(), mean_.end(), x + int64_t{t} * n);
+  const int active = static_cast<int>(y.channels.size());
   if (active == 0) return;
-  float* const slow = Scratch(size, 2).data();  // [tokens][active]
-  const Product dct{.transpose_a = CblasTrans,
-                    .transpose_b = CblasTrans,
-                    .m = kArchiveBlock,
-                    .n = active,
-                    .k = kArchiveBlock};
-  for (int t = 0; t < tokens; t += kArchiveBlock) {
-    dct.Run(ArchiveDct().data(), kArchiveBlock, symbols + t, tokens,
-            slow + static_cast<int64_t>(t) * active, active);
+  float* const rows = Scratch(static_cast<size_t>(n) * n, 1).data();  // [active][D]
+  for (int i = 0; i < active; ++i)
+    std::copy_n(inverse_row(y.channels[i]), n, rows + int64_t{i} * n);
+  Product{.m = tokens, .n = n, .k = active, .add = true}.Run(y.values, active, rows, n, x, n);
+}
+
+void ArchiveTransform::InverseRotated(int tokens, const int16_t* q, float* x) const {
+  const int n = head_dim();
+  const TimeDomain y = ToTimeDomain(n, tokens, q);
+  const float amplitude = std::sqrt(static_cast<float>(kArchiveBlock));
+  std::vector<float> mean(n);  // rotated
+  for (int j = 0; j < n; ++j) mean[j] = shift_[j] * step_[j] / amplitude;
+  const size_t active = y.channels.size();
+  for (int t = 0; t < tokens; ++t) {
+    float* const row = x + int64_t{t} * n;
+    const float* const from = y.values + t * active;
+    std::copy(mean.begin(), mean.end(), row);
+    for (size_t i = 0; i < active; ++i) row[y.channels[i]] += from[i] * step_[y.channels[i]];
   }
-  Product{.m = tokens, .n = n, .k = active, .add = true}.Run(slow, active, rows, n, x, n);
 }
 
 double ArchiveTransform::SquaredError(int tokens, const float* y, const int16_t* q) const {

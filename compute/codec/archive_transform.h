@@ -47,9 +47,14 @@ class ArchiveTransform {
   // x [tokens][D] from integers q [D][tokens].
   void Inverse(int tokens, const int16_t* q, float* x) const;
 
+  // The same values in the rotated channels, x U: without the product that takes most of Inverse's
+  // time. Requires a head without scales.
+  void InverseRotated(int tokens, const int16_t* q, float* x) const;
+
   // ||x - x^||^2 where y came from x, and x^ comes from q.
   double SquaredError(int tokens, const float* y, const int16_t* q) const;
 
+  bool scaled() const { return scaled_; }
   int head_dim() const { return static_cast<int>(mean_.size()); }
   // The row that channel j adds to x for every unit of y; `mean` is added to that.
   const float* inverse_row(int j) const {

@@ -87,6 +87,26 @@ PartLayout LayOutPart(const CodecProfile& profile, int layer, Part part,
   return layout;
 }
 
+// ProfileLayout::rotated_part of all parts.
+std::vector<std::unique_ptr<const PartLayout>> LayOutRotatedParts(
+    CodecProfile profile, const ArchiveCodec& archive, const std::shared_ptr<const Basis>& basis) {
+  std::vector<std::unique_ptr<const PartLayout>> parts;
+  for (int layer = 0; layer < profile.geometry.layers; ++layer) {
+    for (Part part : kParts) {
+      bool any = false;
+      for (int h = 0; h < profile.geometry.kv_heads; ++h) {
+        if (!archive.SharesRotation(layer, h, part)) continue;
+        profile.head(layer, h, part).rotation.clear();
+        any = true;
+      }
+      parts.push_back(
+          any ? std::make_unique<const PartLayout>(LayOutPart(profile, layer, part, basis))
+              : nullptr);
+    }
+  }
+  return parts;
+}
+
 int LargestM(const CodecProfile& profile) {
   int largest = 1;
   for (const HeadProfile& head : profile.heads) {
@@ -115,9 +135,16 @@ ProfileLayout::~ProfileLayout() = default;
 const ArchiveCodec* ProfileLayout::archive() const {
   std::call_once(archive_once_, [this] {
     auto codec = ArchiveCodec::Create(profile_);
-    if (codec.ok()) archive_ = *std::move(codec);
+    if (!codec.ok()) return;
+    archive_ = *std::move(codec);
+    rotated_parts_ = LayOutRotatedParts(profile_, *archive_, parts_.front().basis);
   });
   return archive_.get();
+}
+
+const PartLayout* ProfileLayout::rotated_part(int layer, Part part) const {
+  if (archive() == nullptr) return nullptr;
+  return rotated_parts_[static_cast<size_t>(layer) * 2 + static_cast<size_t>(part)].get();
 }
 
 int64_t ProfileLayout::SegmentPayloadBytes() const {

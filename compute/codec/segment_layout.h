@@ -89,9 +89,13 @@ class ProfileLayout {
   }
   // Null unless the profile spans whole sequences.
   const std::shared_ptr<const SequenceLayout>& sequence() const { return sequence_; }
-  // Null if the profile has no archive section. Made when it is first asked for; it then takes eight
-  // bytes of memory for every entry of the profile's rotations. Thread safe.
+  // Null if the profile has no archive section. Made when it is first asked for; it then takes
+  // eight bytes of memory for every entry of the profile's rotations. Thread safe.
   const ArchiveCodec* archive() const;
+  // What encodes the values of ArchiveCodec::DecodeRotated to the payload of part(): the same
+  // layout without the rotations that these values have already. Null if they have none. Made with
+  // archive(). Thread safe.
+  const PartLayout* rotated_part(int layer, Part part) const;
   // Payload bytes of K and V of all layers of one segment.
   int64_t SegmentPayloadBytes() const;
   // Payload bits per element of the original, over K and V of all layers; of the longest sequence
@@ -105,6 +109,7 @@ class ProfileLayout {
   std::shared_ptr<const SequenceLayout> sequence_;
   mutable std::once_flag archive_once_;
   mutable std::unique_ptr<const ArchiveCodec> archive_;
+  mutable std::vector<std::unique_ptr<const PartLayout>> rotated_parts_;  // as parts_, or empty
 };
 
 }  // namespace fourierkv
