@@ -2,6 +2,7 @@
 // occasion.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -192,6 +193,11 @@ class Generation {
     request.set_max_relative_error(static_cast<float>(flags_.max_relative_error));
     request.set_exact_form(flags_.exact_form == "lossless" ? v1::SEGMENT_FORM_LOSSLESS
                                                            : v1::SEGMENT_FORM_EXACT);
+    size_t longest_question = 0;
+    for (const Tokens& question : prompt_.questions) {
+      longest_question = std::max(longest_question, question.size());
+    }
+    request.set_max_new_tokens(static_cast<uint32_t>(longest_question) + flags_.max_new_tokens);
     absl::StatusOr<v1::PrefillResult> result =
         client.Prefill(request, Deadline(), [](const v1::PrefillProgress& progress) {
           std::fprintf(stderr, "\rprefill: %llu of %llu tokens ",
@@ -213,6 +219,7 @@ class Generation {
     request.mutable_token_ids()->Assign(tokens.begin(), tokens.end());
     request.set_prefilled_tokens(prompt_.document.size());
     request.set_max_new_tokens(flags_.max_new_tokens);
+    request.set_sequence_capacity(prefill_result_.sequence_capacity());
     for (const std::string& stop : flags_.stop) {
       request.add_stop_token_ids(static_cast<unsigned char>(stop[0]));
     }

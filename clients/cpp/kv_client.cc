@@ -37,6 +37,11 @@ class BlobAssembler {
  public:
   explicit BlobAssembler(const v1::GetSegmentsRequest& request) : request_(request) {}
 
+  // What is to come: no blob may be larger than all of its segment.
+  void Expect(const v1::GetPlan& plan) {
+    for (const v1::SegmentPlan& segment : plan.segments()) most_.push_back(segment.bytes());
+  }
+
   // Adds a piece; the blob if it is complete now.
   absl::StatusOr<std::optional<FetchedBlob>> Add(const v1::BlobPiece& piece) {
     const auto damaged = [&](absl::string_view what) {
@@ -48,7 +53,10 @@ class BlobAssembler {
     }
     const Key key{piece.request_index(), piece.layer(), piece.part()};
     if (piece.offset() == 0) {
-      if (piece.blob_bytes() < kBlobHeaderBytes || piece.blob_bytes() > kMaxBlobBytes) {
+      const uint64_t planned =
+          piece.request_index() < most_.size() ? most_[piece.request_index()] : 0;
+      if (piece.blob_bytes() < kBlobHeaderBytes ||
+          piece.blob_bytes() > std::min(planned, kMaxBlobBytes)) {
         return damaged(absl::StrCat("a blob of ", piece.blob_bytes(), " bytes is out of bounds"));
       }
       if (!open_.emplace(key, Open{AlignedBuffer(piece.blob_bytes()), 0}).second) {
@@ -96,6 +104,7 @@ class BlobAssembler {
   using Key = std::tuple<uint32_t, uint32_t, int>;
 
   const v1::GetSegmentsRequest& request_;
+  std::vector<uint64_t> most_;  // bytes of each segment, as planned
   std::map<Key, Open> open_;
 };
 
@@ -220,7 +229,10 @@ absl::Status KvClient::Get(const v1::GetSegmentsRequest& request, absl::Time dea
   auto reader = cache_->GetSegments(&context, request);
   BlobAssembler assembler(request);
   const auto consume = [&](const v1::GetSegmentsResponse& response) -> absl::Status {
-    if (response.has_plan()) return on_plan(response.plan());
+    if (response.has_plan()) {
+      assembler.Expect(response.plan());
+      return on_plan(response.plan());
+    }
     for (const v1::BlobPiece& piece : response.batch().pieces()) {
       absl::StatusOr<std::optional<FetchedBlob>> blob = assembler.Add(piece);
       if (!blob.ok()) return blob.status();

@@ -5,12 +5,14 @@
 #include <span>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "clients/decode_worker/sealed_upload.h"
 #include "clients/worker/prefix_fetch.h"
 #include "clients/worker/prefix_plan.h"
 #include "compute/base/structured_log.h"
 #include "compute/cache/compact_kv_cache.h"
+#include "compute/cache/sequence_kv_cache.h"
 #include "compute/model/llama_runner.h"
 #include "proto/support/convert.h"
 
@@ -59,6 +61,7 @@ class Decode {
 
  private:
   absl::StatusOr<v1::MatchPrefixResponse> Match() const {
+    if (sequence()) return MatchTokens(sequence_prefix());
     // A prefix that was prefilled on its own has a tail, which only matches as the last segment.
     const bool own_tail = task_.prefilled_tokens % runtime_.segment_tokens() != 0;
     absl::StatusOr<v1::MatchPrefixResponse> match =
@@ -75,6 +78,7 @@ class Decode {
     *request.mutable_namespace_() = runtime_.ns(task_.mode);
     request.mutable_token_ids()->Assign(tokens_.begin(), tokens_.begin() + count);
     *request.mutable_lease_ttl() = ToProto(kLease);
+    if (sequence()) request.set_sequence_capacity(task_.sequence_capacity);
     return runtime_.kv().MatchPrefix(request,
                                      std::min(task_.deadline, absl::Now() + kMatchTimeout));
   }
@@ -82,28 +86,11 @@ class Decode {
   // Fetches what `match` offers and computes the rest of the prompt. Starts anew if called again.
   absl::Status RunPrompt(const v1::MatchPrefixResponse& match, ForwardOutput* out) {
     fetch_.reset();
-    absl::StatusOr<std::unique_ptr<FillableKvCache>> cache =
-        runtime_.NewCache(task_.mode, prompt_tokens_ + task_.max_new_tokens, task_.recent_window,
-                          task_.max_relative_error);
-    if (!cache.ok()) return cache.status();
-    cache_ = *std::move(cache);
-    PrefixPolicy policy;
-    policy.mode = task_.mode;
-    policy.segment_tokens = runtime_.segment_tokens();
-    policy.recent_window = task_.recent_window;
-    policy.sequence_tokens = prompt_tokens_;
-    policy.max_relative_error = task_.max_relative_error;
-    policy.max_reused = prompt_tokens_ - 1;  // the last token is computed, for its logits
-    PrefixPlan plan = PlanPrefix(match, policy);
-    const int64_t reused = plan.fill.length;
+    absl::StatusOr<int64_t> fetched = sequence() ? StartSequence(match) : StartSegments(match);
+    if (!fetched.ok()) return fetched.status();
+    const int64_t reused = *fetched;
     result_.set_reused_tokens(reused);
     result_.set_computed_tokens(prompt_tokens_ - reused);
-    if (!plan.empty()) {
-      absl::StatusOr<std::unique_ptr<PrefixFetch>> started = PrefixFetch::Start(
-          &runtime_.kv(), std::move(plan), cache_.get(), compact_cache(), task_.deadline);
-      if (!started.ok()) return started.status();
-      fetch_ = *std::move(started);
-    }
     ForwardOptions options;
     options.on_layer = [this](int) { return Wanted(); };
     const absl::Status status = Prefill(runner_, std::span(tokens_).subspan(reused), *cache_, out,
@@ -117,6 +104,50 @@ class Decode {
       result_.clear_fetch_time();
     }
     return status;
+  }
+
+  // Makes the cache and starts fetching what `match` offers; how many tokens that is.
+  absl::StatusOr<int64_t> StartSegments(const v1::MatchPrefixResponse& match) {
+    absl::StatusOr<std::unique_ptr<FillableKvCache>> made =
+        runtime_.NewCache(task_.mode, prompt_tokens_ + task_.max_new_tokens, task_.recent_window,
+                          task_.max_relative_error);
+    if (!made.ok()) return made.status();
+    FillableKvCache* const cache = made->get();
+    cache_ = *std::move(made);
+    PrefixPolicy policy;
+    policy.mode = task_.mode;
+    policy.segment_tokens = runtime_.segment_tokens();
+    policy.recent_window = task_.recent_window;
+    policy.sequence_tokens = prompt_tokens_;
+    policy.max_relative_error = task_.max_relative_error;
+    policy.max_reused = prompt_tokens_ - 1;  // the last token is computed, for its logits
+    PrefixPlan plan = PlanPrefix(match, policy);
+    const int64_t reused = plan.fill.length;
+    if (plan.empty()) return reused;
+    absl::StatusOr<std::unique_ptr<PrefixFetch>> started =
+        PrefixFetch::Start(&runtime_.kv(), std::move(plan), cache, compact_cache(), task_.deadline);
+    if (!started.ok()) return started.status();
+    fetch_ = *std::move(started);
+    return reused;
+  }
+
+  // The same with a whole sequence: all of it or nothing.
+  absl::StatusOr<int64_t> StartSequence(const v1::MatchPrefixResponse& match) {
+    // A single token would only be fetched to be computed again.
+    const bool stored = match.segments_size() > 0 && sequence_prefix() > 1;
+    absl::StatusOr<std::unique_ptr<SequenceKvCache>> made =
+        runtime_.NewSequenceCache(task_.sequence_capacity, stored ? 0 : prompt_tokens_);
+    if (!made.ok()) return made.status();
+    SequenceKvCache* const cache = made->get();
+    cache_ = *std::move(made);
+    if (!stored) return 0;
+    absl::StatusOr<std::unique_ptr<PrefixFetch>> started = PrefixFetch::Start(
+        &runtime_.kv(), match.segments(0).block_key(), sequence_prefix(), cache, task_.deadline);
+    if (!started.ok()) return started.status();
+    fetch_ = *std::move(started);
+    if (sequence_prefix() < prompt_tokens_) return sequence_prefix();
+    if (absl::Status s = cache->ForgetLast(); !s.ok()) return s;
+    return prompt_tokens_ - 1;  // the last token is computed, for its logits
   }
 
   absl::Status Generate(Sampler& sampler, ForwardOutput& out) {
@@ -146,7 +177,7 @@ class Decode {
       if (absl::Status s = Wanted(); !s.ok()) return s;
     }
     *result_.mutable_decode_time() = ToProto(absl::Now() - first_token);
-    const CacheStats stats = cache_->stats();
+    const CacheStats stats = Stats();
     result_.set_cache_exact_bytes(stats.exact_bytes);
     result_.set_cache_compact_bytes(stats.compact_bytes);
     result_.set_cache_dense_equivalent_bytes(stats.dense_bytes);
@@ -190,6 +221,17 @@ class Decode {
     result_.set_stored_segments(*stored);
   }
 
+  CacheStats Stats() const {
+    if (sequence()) return static_cast<const SequenceKvCache&>(*cache_).stats();
+    return static_cast<const FillableKvCache&>(*cache_).stats();
+  }
+
+  bool sequence() const { return runtime_.sequence(task_.mode); }
+  // What may be stored as one sequence.
+  int64_t sequence_prefix() const {
+    return task_.prefilled_tokens > 0 ? task_.prefilled_tokens : prompt_tokens_;
+  }
+
   CompactKvCache* compact_cache() const { return dynamic_cast<CompactKvCache*>(cache_.get()); }
 
   const WorkerRuntime& runtime_;
@@ -198,7 +240,7 @@ class Decode {
   std::vector<int32_t> tokens_;  // prompt and answer
   const int64_t prompt_tokens_;
   LlamaRunner runner_;
-  std::unique_ptr<FillableKvCache> cache_;
+  std::unique_ptr<KvCache> cache_;      // a SequenceKvCache if sequence(), else fillable
   std::unique_ptr<PrefixFetch> fetch_;  // fills cache_, so it goes first
   v1::GenerateResult result_;
 };
@@ -207,6 +249,16 @@ class Decode {
 
 absl::StatusOr<v1::GenerateResult> RunDecode(const WorkerRuntime& runtime,
                                              const GenerateTask& task) {
+  if (absl::Status s = CheckErrorBound(runtime, task.mode, task.max_relative_error); !s.ok()) {
+    return s;
+  }
+  const int64_t tokens = static_cast<int64_t>(task.tokens.size()) + task.max_new_tokens;
+  if (runtime.sequence(task.mode) && tokens > task.sequence_capacity) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "sequence_capacity is ", task.sequence_capacity, ", but the prompt and max_new_tokens are ",
+        tokens, " tokens, and the sequence's Fourier basis ends there: ask for fewer new tokens, ",
+        "or prefill with a larger max_new_tokens"));
+  }
   return Decode(runtime, task).Run();
 }
 

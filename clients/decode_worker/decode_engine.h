@@ -23,6 +23,8 @@ struct GenerateTask {
   SamplingOptions sampling;
   v1::CacheMode mode = v1::CACHE_MODE_COMPACT;
   int recent_window = 0;
+  // Of a whole sequence: at least prompt and answer. Needed where runtime.sequence(mode), else 0.
+  int64_t sequence_capacity = 0;
   // Segments that compress worse are attended to exactly.
   float max_relative_error = std::numeric_limits<float>::infinity();
   absl::Time deadline;
@@ -36,6 +38,10 @@ struct GenerateTask {
 // layer 0 when that has arrived; what is missing, or lost on the way, is computed. Segments that
 // are encoded as the sequence grows are stored in the service at the end, if it holds what they
 // continue.
+//
+// With a profile of whole sequences the prefilled prefix (or the whole prompt) is fetched if the
+// service holds it with that capacity; else the prompt is computed exactly and encoded here.
+// Nothing is stored.
 absl::StatusOr<v1::GenerateResult> RunDecode(const WorkerRuntime& runtime,
                                              const GenerateTask& task);
 

@@ -50,6 +50,15 @@ absl::StatusOr<GenerateTask> ParseRequest(const v1::GenerateRequest& request,
   if (!mode.ok()) return mode.status();
   task.mode = *mode;
   task.recent_window = runtime.RecentWindow(request.recent_window());
+  const int64_t shortest = static_cast<int64_t>(task.tokens.size()) + task.max_new_tokens;
+  if (request.sequence_capacity() > static_cast<uint64_t>(kMaxSequenceTokens)) {
+    return absl::InvalidArgumentError(absl::StrCat("sequence_capacity is ",
+                                                   request.sequence_capacity(),
+                                                   "; it must be at most ", kMaxSequenceTokens));
+  }
+  task.sequence_capacity = request.sequence_capacity() == 0
+                               ? shortest
+                               : static_cast<int64_t>(request.sequence_capacity());
   absl::StatusOr<float> bound = ParseErrorBound(request.max_relative_error());
   if (!bound.ok()) return bound.status();
   task.max_relative_error = *bound;

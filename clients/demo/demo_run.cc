@@ -15,6 +15,9 @@ namespace {
 
 constexpr absl::Duration kCallTimeout = absl::Minutes(5);
 constexpr int kLongAnswerTokens = 192;
+// Behind a document, which a codec profile of whole sequences must know: a question and its answer,
+// or a line's end and the long answer.
+constexpr int kRoomTokens = kLongAnswerTokens + 1;
 
 absl::Time Deadline() { return absl::Now() + kCallTimeout; }
 
@@ -40,6 +43,7 @@ class ModeRunner {
     v1::PrefillRequest request;
     SetTokens(text, request);
     request.set_cache_mode(mode_);
+    request.set_max_new_tokens(kRoomTokens);
     const char* name = mode_ == v1::CACHE_MODE_EXACT ? "dense" : "compact";
     return prefill_.Prefill(request, Deadline(), [&](const v1::PrefillProgress& progress) {
       std::fprintf(stderr, "\rprefill (%s): %llu of %llu tokens ", name,
@@ -57,6 +61,7 @@ class ModeRunner {
     SetTokens(question, request);
     request.set_prefilled_tokens(document.size());
     request.set_max_new_tokens(max_tokens);
+    request.set_sequence_capacity(document.size() + kRoomTokens);
     if (to_line_end) {
       request.add_stop_token_ids('.');
       request.add_stop_token_ids('\n');

@@ -9,6 +9,7 @@
 
 #include "absl/time/clock.h"
 #include "clients/prefill_worker/segment_uploader.h"
+#include "clients/prefill_worker/sequence_prefill.h"
 #include "clients/worker/prefix_fetch.h"
 #include "clients/worker/prefix_plan.h"
 #include "compute/base/bfloat16.h"
@@ -161,17 +162,8 @@ class PrefillRun {
     if (!totals.ok()) return totals.status();
     result_.set_reused_tokens(base);
     result_.set_computed_tokens(total_ - base);
-    result_.set_stored_segments(totals->stored_segments);
-    result_.set_deduplicated_segments(totals->deduplicated_segments +
-                                      static_cast<uint32_t>(base / segment_tokens_));
-    result_.set_payload_bytes_sent(totals->payload_bytes);
-    result_.set_exact_bytes(totals->exact_bytes);
-    result_.set_lossless_bytes(totals->lossless_bytes);
-    result_.set_compact_bytes(totals->compact_bytes);
-    result_.set_bounded_segments(totals->bounded_segments);
-    result_.set_encoded_dense_bytes(totals->encoded_dense_bytes);
-    *result_.mutable_encode_time() = ToProto(totals->encode_time);
-    result_.set_max_relative_error(totals->max_relative_error);
+    result_.set_deduplicated_segments(static_cast<uint32_t>(base / segment_tokens_));
+    SetTotals(*totals, result_);
     return absl::OkStatus();
   }
 
@@ -240,6 +232,10 @@ class PrefillRun {
 
 absl::StatusOr<v1::PrefillResult> RunPrefill(const WorkerRuntime& runtime,
                                              const PrefillTask& task) {
+  if (absl::Status s = CheckErrorBound(runtime, task.mode, task.max_relative_error); !s.ok()) {
+    return s;
+  }
+  if (runtime.sequence(task.mode)) return RunSequencePrefill(runtime, task);
   return PrefillRun(runtime, task).Run();
 }
 

@@ -35,9 +35,10 @@ absl::Status PrefillServiceImpl::Run(grpc::ServerContext& context,
   if (!ticket.ok()) return ticket.status();
   PrefillTask task;
   absl::StatusOr<std::vector<int32_t>> tokens =
-      ParseTokenIds(request.token_ids(), runtime_->model()->config(), 0);
+      ParseTokenIds(request.token_ids(), runtime_->model()->config(), request.max_new_tokens());
   if (!tokens.ok()) return tokens.status();
   task.tokens = *std::move(tokens);
+  task.max_new_tokens = request.max_new_tokens();
   absl::StatusOr<v1::CacheMode> mode = ParseCacheMode(request.cache_mode());
   if (!mode.ok()) return mode.status();
   task.mode = *mode;

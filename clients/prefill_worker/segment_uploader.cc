@@ -13,6 +13,19 @@ constexpr int64_t kMaxQueuedBytes = int64_t{64} << 20;
 
 }  // namespace
 
+void SetTotals(const UploadTotals& totals, v1::PrefillResult& result) {
+  result.set_stored_segments(totals.stored_segments);
+  result.set_deduplicated_segments(result.deduplicated_segments() + totals.deduplicated_segments);
+  result.set_payload_bytes_sent(totals.payload_bytes);
+  result.set_exact_bytes(totals.exact_bytes);
+  result.set_lossless_bytes(totals.lossless_bytes);
+  result.set_compact_bytes(totals.compact_bytes);
+  result.set_bounded_segments(totals.bounded_segments);
+  result.set_encoded_dense_bytes(totals.encoded_dense_bytes);
+  *result.mutable_encode_time() = ToProto(totals.encode_time);
+  result.set_max_relative_error(totals.max_relative_error);
+}
+
 SegmentUploader::SegmentUploader(KvClient* client, absl::Time deadline)
     : client_(client), deadline_(deadline), thread_([this] { Run(); }) {}
 

@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "clients/cpp/kv_client.h"
 #include "fourierkv/v1/kv_cache_service.pb.h"
+#include "fourierkv/v1/prefill_service.pb.h"
 
 namespace fourierkv {
 
@@ -30,6 +31,9 @@ struct UploadTotals {
   absl::Duration encode_time;
   float max_relative_error = 0;
 };
+
+// Sets the fields of `result` that have the same names; deduplicated segments are added.
+void SetTotals(const UploadTotals& totals, v1::PrefillResult& result);
 
 // One put after another on a thread of its own, in the order of the calls. The calls belong to one
 // thread; they wait while more than a bounded number of bytes is queued.

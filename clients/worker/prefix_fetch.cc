@@ -23,7 +23,34 @@ absl::StatusOr<std::unique_ptr<PrefixFetch>> PrefixFetch::Start(KvClient* client
                                                                 CompactKvCache* compact,
                                                                 absl::Time deadline) {
   if (absl::Status s = cache->BeginFill(plan.fill, deadline); !s.ok()) return s;
-  std::unique_ptr<PrefixFetch> fetch(new PrefixFetch(client, std::move(plan), cache, compact));
+  std::unique_ptr<PrefixFetch> fetch(new PrefixFetch(client, std::move(plan)));
+  fetch->layers_ = cache->geometry().layers;
+  fetch->cache_ = cache;
+  fetch->compact_ = compact;
+  return Begin(std::move(fetch), deadline);
+}
+
+absl::StatusOr<std::unique_ptr<PrefixFetch>> PrefixFetch::Start(KvClient* client,
+                                                                const std::string& block_key,
+                                                                int64_t tokens,
+                                                                SequenceKvCache* cache,
+                                                                absl::Time deadline) {
+  if (absl::Status s = cache->BeginFill(tokens, deadline); !s.ok()) return s;
+  PlannedFetch whole;
+  whole.tokens = tokens;
+  whole.compact = true;
+  whole.request.set_block_key(block_key);
+  whole.request.add_accepted_forms(v1::SEGMENT_FORM_COMPACT);
+  PrefixPlan plan;
+  plan.fetches.push_back(std::move(whole));
+  std::unique_ptr<PrefixFetch> fetch(new PrefixFetch(client, std::move(plan)));
+  fetch->layers_ = cache->geometry().layers;
+  fetch->sequence_ = cache;
+  return Begin(std::move(fetch), deadline);
+}
+
+std::unique_ptr<PrefixFetch> PrefixFetch::Begin(std::unique_ptr<PrefixFetch> fetch,
+                                                absl::Time deadline) {
   fetch->waiting_k_.resize(fetch->plan_.fetches.size());
   fetch->thread_ = std::thread([f = fetch.get(), deadline] { f->Run(deadline); });
   return fetch;
@@ -39,10 +66,16 @@ absl::Status PrefixFetch::Wait() {
 void PrefixFetch::Run(absl::Time deadline) {
   const absl::Time begun = absl::Now();
   status_ = Fetch(deadline);
-  if (status_.ok() && layer_ != cache_->geometry().layers) {
+  if (status_.ok() && layer_ != layers_) {
     status_ = absl::DataLossError("the fetch ended before the last layer");
   }
-  if (!status_.ok()) cache_->FailFill(status_);
+  if (!status_.ok()) {
+    if (sequence_ != nullptr) {
+      sequence_->FailFill(status_);
+    } else {
+      cache_->FailFill(status_);
+    }
+  }
   duration_ = absl::Now() - begun;
 }
 
@@ -55,11 +88,21 @@ absl::Status PrefixFetch::Fetch(absl::Time deadline) {
       [this](FetchedBlob blob) { return Take(std::move(blob)); });
 }
 
+uint64_t PrefixFetch::SequenceBytes() const {
+  return static_cast<uint64_t>(sequence_->layout().PayloadBytes(plan_.fetches[0].tokens)) +
+         2 * static_cast<uint64_t>(layers_) * kBlobHeaderBytes;
+}
+
 absl::Status PrefixFetch::CheckPlan(const v1::GetPlan& plan) const {
   if (plan.segments_size() != static_cast<int>(plan_.fetches.size())) {
     return absl::DataLossError(absl::StrCat("the plan of the fetch has ", plan.segments_size(),
                                             " segments; ", plan_.fetches.size(),
                                             " were asked for"));
+  }
+  if (sequence_ != nullptr && plan.segments(0).bytes() > SequenceBytes()) {
+    return absl::DataLossError(absl::StrCat("the sequence is announced with ",
+                                            plan.segments(0).bytes(), " bytes; it cannot have ",
+                                            "more than ", SequenceBytes()));
   }
   for (int i = 0; i < plan.segments_size(); ++i) {
     if (plan.segments(i).missing_reason() != v1::MISSING_REASON_UNSPECIFIED) {
@@ -97,11 +140,24 @@ absl::Status PrefixFetch::Take(FetchedBlob blob) {
   if (++installed_ < plan_.fetches.size()) return absl::OkStatus();
   installed_ = 0;
   ++layer_;
-  return cache_->MarkLayerReady(layer);
+  return sequence_ != nullptr ? absl::OkStatus() : cache_->MarkLayerReady(layer);
+}
+
+absl::Status PrefixFetch::InstallSequence(int layer, const FetchedBlob& k, const FetchedBlob& v) {
+  for (const FetchedBlob* blob : {&k, &v}) {
+    // Geometry, dtype and profile are those of the key; the payload tells its own shape.
+    if (blob->header.form != SegmentForm::kCompact) {
+      return absl::DataLossError(
+          absl::StrCat("the sequence arrived ", FormName(blob->header.form), ", not compact"));
+    }
+  }
+  return sequence_->InstallPayloads(layer, BlobPayload(k.bytes.span()),
+                                    BlobPayload(v.bytes.span()));
 }
 
 absl::Status PrefixFetch::Install(const PlannedFetch& fetch, int layer, FetchedBlob k,
                                   FetchedBlob v) {
+  if (sequence_ != nullptr) return InstallSequence(layer, k, v);
   if (fetch.compact) {
     return compact_->InstallCompact(layer, fetch.segment, Share(std::move(k.bytes)),
                                     Share(std::move(v.bytes)));

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <thread>
 
 #include "absl/status/status.h"
@@ -12,6 +13,7 @@
 #include "clients/worker/prefix_plan.h"
 #include "compute/cache/compact_kv_cache.h"
 #include "compute/cache/fillable_kv_cache.h"
+#include "compute/cache/sequence_kv_cache.h"
 
 namespace fourierkv {
 
@@ -24,6 +26,12 @@ class PrefixFetch {
   static absl::StatusOr<std::unique_ptr<PrefixFetch>> Start(KvClient* client, PrefixPlan plan,
                                                             FillableKvCache* cache,
                                                             CompactKvCache* compact,
+                                                            absl::Time deadline);
+  // The same with a whole sequence of `tokens` tokens, stored under `block_key`. The cache's owner
+  // may still take its last token back (ForgetLast).
+  static absl::StatusOr<std::unique_ptr<PrefixFetch>> Start(KvClient* client,
+                                                            const std::string& block_key,
+                                                            int64_t tokens, SequenceKvCache* cache,
                                                             absl::Time deadline);
   ~PrefixFetch();
   PrefixFetch(const PrefixFetch&) = delete;
@@ -38,20 +46,25 @@ class PrefixFetch {
   absl::Duration duration() const { return duration_; }
 
  private:
-  PrefixFetch(KvClient* client, PrefixPlan plan, FillableKvCache* cache, CompactKvCache* compact)
-      : client_(client), plan_(std::move(plan)), cache_(cache), compact_(compact) {}
+  PrefixFetch(KvClient* client, PrefixPlan plan) : client_(client), plan_(std::move(plan)) {}
+  static std::unique_ptr<PrefixFetch> Begin(std::unique_ptr<PrefixFetch> fetch,
+                                            absl::Time deadline);
 
   void Run(absl::Time deadline);
   absl::Status Fetch(absl::Time deadline);
+  uint64_t SequenceBytes() const;  // of all its blobs
   absl::Status CheckPlan(const v1::GetPlan& plan) const;
   // Keeps K until V of the same segment and layer has come, then installs both.
   absl::Status Take(FetchedBlob blob);
   absl::Status Install(const PlannedFetch& fetch, int layer, FetchedBlob k, FetchedBlob v);
+  absl::Status InstallSequence(int layer, const FetchedBlob& k, const FetchedBlob& v);
 
   KvClient* client_;
   PrefixPlan plan_;
-  FillableKvCache* cache_;
-  CompactKvCache* compact_;
+  int layers_ = 0;
+  FillableKvCache* cache_ = nullptr;  // of these, those that are filled
+  CompactKvCache* compact_ = nullptr;
+  SequenceKvCache* sequence_ = nullptr;
   std::vector<std::unique_ptr<FetchedBlob>> waiting_k_;  // per fetch
   int layer_ = 0;                                        // that is arriving
   size_t installed_ = 0;                                 // segments of it

@@ -1,5 +1,6 @@
 #include "clients/worker/worker_runtime.h"
 
+#include <cmath>
 #include <filesystem>
 #include <utility>
 
@@ -15,6 +16,7 @@ namespace fourierkv {
 namespace {
 
 constexpr absl::Duration kProfileTimeout = absl::Seconds(30);
+constexpr int kExactSegmentTokens = 256;  // where the profile has no segments
 constexpr KvDtype kCacheDtype = KvDtype::kBf16;
 
 std::string RopeText(const ModelConfig& config) {
@@ -40,7 +42,7 @@ v1::CacheNamespace MakeNamespace(const WorkerOptions& options, const LlamaModel&
   ns.set_head_dim(profile.geometry.head_dim);
   ns.set_rope(RopeText(model.config()));
   ns.set_tp_size(1);
-  ns.set_segment_tokens(profile.segment_tokens);
+  ns.set_segment_tokens(profile.sequence ? kExactSegmentTokens : profile.segment_tokens);
   return ns;
 }
 
@@ -53,6 +55,14 @@ absl::StatusOr<float> ParseErrorBound(float bound) {
                      "; it must be a number of at least 0, where 0 means no bound"));
   }
   return bound == 0 ? std::numeric_limits<float>::infinity() : bound;
+}
+
+absl::Status CheckErrorBound(const WorkerRuntime& runtime, v1::CacheMode mode, float bound) {
+  if (std::isinf(bound) || !runtime.sequence(mode)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "max_relative_error is ", bound, ", but the worker's codec profile '",
+      runtime.layout()->profile().name,
+      "' compresses each sequence as a whole: leave the bound out, or use cache_mode EXACT"));
 }
 
 absl::StatusOr<v1::CacheMode> ParseCacheMode(v1::CacheMode mode) {
@@ -101,14 +111,11 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Create(const Worke
   const KvGeometry geometry = runtime->model_->config().Geometry();
   absl::StatusOr<CodecProfile> profile = LoadProfile(options.profile, options.model_dir, geometry);
   if (!profile.ok()) return profile.status();
-  if (profile->sequence) {
-    return absl::UnimplementedError(absl::StrCat(
-        "profile '", profile->name, "' spans whole sequences; workers need a segment profile"));
-  }
   runtime->layout_ = std::make_shared<const ProfileLayout>(*profile);
   runtime->exact_ns_ = MakeNamespace(options, *runtime->model_, *profile);
   runtime->compact_ns_ = runtime->exact_ns_;
   runtime->compact_ns_.set_profile_id(runtime->layout_->id().ToString());
+  runtime->compact_ns_.set_segment_tokens(profile->segment_tokens);
 
   absl::StatusOr<std::unique_ptr<KvClient>> kv =
       KvClient::Connect(options.server, options.connect_timeout);
@@ -162,6 +169,13 @@ absl::StatusOr<std::unique_ptr<FillableKvCache>> WorkerRuntime::NewCache(v1::Cac
       CompactKvCache::Create(layout_, backend_.get(), options);
   if (!cache.ok()) return cache.status();
   return *std::move(cache);
+}
+
+absl::StatusOr<std::unique_ptr<SequenceKvCache>> WorkerRuntime::NewSequenceCache(
+    int64_t capacity, int64_t prompt_tokens) const {
+  return SequenceKvCache::Create(
+      layout_->sequence(), backend_.get(), pool_,
+      {.capacity = capacity, .prompt_tokens = prompt_tokens, .dtype = kCacheDtype});
 }
 
 }  // namespace fourierkv

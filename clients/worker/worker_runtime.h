@@ -14,6 +14,7 @@
 #include "compute/backend/compute_backend.h"
 #include "compute/base/thread_pool.h"
 #include "compute/cache/fillable_kv_cache.h"
+#include "compute/cache/sequence_kv_cache.h"
 #include "compute/codec/segment_layout.h"
 #include "compute/model/llama_model.h"
 #include "fourierkv/v1/prefill_service.pb.h"
@@ -46,7 +47,12 @@ class WorkerRuntime {
   ComputeBackend* backend() const { return backend_.get(); }
   const std::shared_ptr<const ProfileLayout>& layout() const { return layout_; }
   KvClient& kv() const { return *kv_; }
-  int segment_tokens() const { return layout_->profile().segment_tokens; }
+  // Of the segments of both cache modes; of EXACT only if `sequence`.
+  int segment_tokens() const { return static_cast<int>(exact_ns_.segment_tokens()); }
+  // Whether caches of `mode` are whole sequences: COMPACT with a profile of such.
+  bool sequence(v1::CacheMode mode) const {
+    return mode == v1::CACHE_MODE_COMPACT && layout_->sequence() != nullptr;
+  }
   // What a request asks for, or the worker's own if that is 0.
   int RecentWindow(uint32_t requested) const;
 
@@ -56,10 +62,15 @@ class WorkerRuntime {
   // Puts the profile again, in case the service has been restarted.
   absl::Status PutProfile() const;
 
-  // An empty cache for at most `max_tokens`; `error_bound` as CompactCacheOptions has it.
+  // An empty cache of a mode without `sequence` for at most `max_tokens`; `error_bound` as
+  // CompactCacheOptions has it.
   absl::StatusOr<std::unique_ptr<FillableKvCache>> NewCache(
       v1::CacheMode mode, int64_t max_tokens, int recent_window,
       float error_bound = std::numeric_limits<float>::infinity()) const;
+
+  // The same where the mode has `sequence`. Errors are those of SequenceKvCache.
+  absl::StatusOr<std::unique_ptr<SequenceKvCache>> NewSequenceCache(int64_t capacity,
+                                                                    int64_t prompt_tokens) const;
 
  private:
   WorkerRuntime() = default;
@@ -80,6 +91,10 @@ absl::StatusOr<v1::CacheMode> ParseCacheMode(v1::CacheMode mode);
 // The largest relative error that a request allows; 0 in it means any. InvalidArgument for NaN and
 // negative ones.
 absl::StatusOr<float> ParseErrorBound(float bound);
+
+// InvalidArgument unless a request may bound errors in that mode: what is compressed as one whole
+// cannot be exact in parts.
+absl::Status CheckErrorBound(const WorkerRuntime& runtime, v1::CacheMode mode, float bound);
 
 // A codec profile as flags name it: a file, "default", or empty for the folder's codec_profile.json
 // or else the default. InvalidArgument if it does not fit the model.

@@ -192,6 +192,22 @@ TEST_P(SequenceCache, CountsWhatItHolds) {
   EXPECT_EQ(cache->payload_bytes(), layout_->PayloadBytes(300));
 }
 
+TEST_P(SequenceCache, TakesItsLastTokenBack) {
+  SCOPED_TRACE(seed_);
+  auto cache = FromDense(200, 20);
+  const CacheStats before = cache->stats();
+  EXPECT_EQ(before.exact_tokens, kScope.exact_tokens());
+  EXPECT_EQ(before.exact_bytes + before.compact_bytes, cache->bytes());
+  EXPECT_EQ(before.dense_bytes, kGeometry.DenseBytes(200));
+  ASSERT_TRUE(cache->ForgetLast().ok());
+  EXPECT_EQ(cache->length(), 199);
+  ASSERT_TRUE(AppendAll(*cache, 1).ok());
+  EXPECT_EQ(cache->stats().exact_tokens, before.exact_tokens);
+  ExpectAttention(*cache, 200, 3);
+  auto empty = SequenceKvCache::Create(layout_, backend_.get(), pool_, {.capacity = 1});
+  EXPECT_EQ((*empty)->ForgetLast().code(), absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_P(SequenceCache, EndsWithItsBasis) {
   auto cache = FromDense(200, 3);
   ASSERT_TRUE(AppendAll(*cache, 2).ok());
