@@ -18,6 +18,19 @@ uint64_t NanosecondsSince(Clock::time_point begin) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begin).count();
 }
 
+const ArchiveCodec& Codec(const StoredSegment& segment) {
+  return *segment.context->layout->archive();
+}
+
+// Adds a decoding to the metrics if it went well; returns `status`.
+absl::Status Count(const absl::Status& status, Clock::time_point begin,
+                   std::span<const uint16_t> values, StoreMetrics& metrics) {
+  if (!status.ok()) return status;
+  StoreMetrics::Add(metrics.archive_decode_nanoseconds, NanosecondsSince(begin));
+  StoreMetrics::Add(metrics.archive_decoded_dense_bytes, values.size_bytes());
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 bool CanArchive(const NamespaceContext& context) {
@@ -27,10 +40,9 @@ bool CanArchive(const NamespaceContext& context) {
 absl::StatusOr<FormPart> MakeArchivedBlob(const StoredSegment& segment, int layer, Part part,
                                           std::span<const uint16_t> values, MemoryBudget& budget,
                                           StoreMetrics& metrics) {
-  const NamespaceContext& context = *segment.context;
   const Clock::time_point begin = Clock::now();
-  const auto archived = context.layout->archive()->Encode(layer, part, context.ns.kv_dtype,
-                                                          segment.first_token(), values);
+  const auto archived = Codec(segment).Encode(layer, part, segment.context->ns.kv_dtype,
+                                              segment.first_token(), values);
   if (!archived.ok()) return archived.status();
   BlobHeader header =
       ExpectedHeader(segment, SegmentForm::kArchived, layer, part, archived->relative_error);
@@ -49,14 +61,20 @@ absl::StatusOr<FormPart> MakeArchivedBlob(const StoredSegment& segment, int laye
 absl::Status ReadArchivedBlob(const StoredSegment& segment, int layer, Part part,
                               const BlobBuffer& blob, std::span<uint16_t> values,
                               StoreMetrics& metrics) {
-  const NamespaceContext& context = *segment.context;
   const Clock::time_point begin = Clock::now();
-  const absl::Status status = context.layout->archive()->Decode(
-      layer, part, context.ns.kv_dtype, segment.first_token(), BlobPayload(blob.bytes()), values);
-  if (!status.ok()) return status;
-  StoreMetrics::Add(metrics.archive_decode_nanoseconds, NanosecondsSince(begin));
-  StoreMetrics::Add(metrics.archive_decoded_dense_bytes, values.size_bytes());
-  return absl::OkStatus();
+  const absl::Status status =
+      Codec(segment).Decode(layer, part, segment.context->ns.kv_dtype, segment.first_token(),
+                            BlobPayload(blob.bytes()), values);
+  return Count(status, begin, values, metrics);
+}
+
+absl::Status ReadArchivedBlobRotated(const StoredSegment& segment, int layer, Part part,
+                                     const BlobBuffer& blob, std::span<uint16_t> values,
+                                     StoreMetrics& metrics) {
+  const Clock::time_point begin = Clock::now();
+  const absl::Status status = Codec(segment).DecodeRotated(layer, part, segment.first_token(),
+                                                           BlobPayload(blob.bytes()), values);
+  return Count(status, begin, values, metrics);
 }
 
 }  // namespace fourierkv

@@ -27,4 +27,9 @@ absl::Status ReadArchivedBlob(const StoredSegment& segment, int layer, Part part
                               const BlobBuffer& blob, std::span<uint16_t> values,
                               StoreMetrics& metrics);
 
+// The same as ArchiveCodec::DecodeRotated gives them.
+absl::Status ReadArchivedBlobRotated(const StoredSegment& segment, int layer, Part part,
+                                     const BlobBuffer& blob, std::span<uint16_t> values,
+                                     StoreMetrics& metrics);
+
 }  // namespace fourierkv

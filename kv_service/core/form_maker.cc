@@ -18,10 +18,6 @@ namespace {
 const std::byte* Payload(const BlobBuffer& blob) { return blob.bytes().data() + kBlobHeaderBytes; }
 std::byte* Payload(BlobBuffer& blob) { return blob.bytes().data() + kBlobHeaderBytes; }
 
-const PartLayout& LayoutOf(const MakeJob& job) {
-  return job.segment->context->layout->part(job.layer, job.part);
-}
-
 int64_t HeadStride(const MakeJob& job) {
   return int64_t{job.segment->tokens} * job.segment->context->ns.geometry.head_dim;
 }
@@ -39,6 +35,8 @@ struct Work {
   std::shared_ptr<BlobBuffer> made;     // not sealed yet; null for forms without a fixed size
   std::shared_ptr<BlobBuffer> scratch;  // exact values that only lead to another form
   const uint16_t* values = nullptr;     // of the source, unless that is COMPACT
+  KvDtype dtype = KvDtype::kBf16;       // of `values`
+  const PartLayout* layout = nullptr;   // of COMPACT, as `values` are to be encoded
 };
 
 uint64_t DenseBytes(const std::vector<Work*>& work) {
@@ -51,6 +49,21 @@ using Clock = std::chrono::steady_clock;
 
 uint64_t NanosecondsSince(Clock::time_point begin) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begin).count();
+}
+
+absl::Status ReadArchived(Work& work, std::span<uint16_t> values, StoreMetrics& metrics) {
+  const MakeJob& job = *work.job;
+  const PartLayout* const rotated =
+      job.to == SegmentForm::kCompact
+          ? job.segment->context->layout->rotated_part(job.layer, job.part)
+          : nullptr;
+  if (rotated == nullptr) {
+    return ReadArchivedBlob(*job.segment, job.layer, job.part, *job.source.blob, values, metrics);
+  }
+  work.layout = rotated;
+  work.dtype = KvDtype::kBf16;
+  return ReadArchivedBlobRotated(*job.segment, job.layer, job.part, *job.source.blob, values,
+                                 metrics);
 }
 
 // Finds, unpacks or decodes the values of a job's source.
@@ -79,7 +92,7 @@ absl::Status ReadValues(Work& work, ComputeBackend& backend, MemoryBudget& budge
     status = ReadSequenceBlob(segment, job.layer, job.part, BasisOf(segment), blob, {to, count},
                               backend, metrics);
   } else if (job.from == SegmentForm::kArchived) {
-    status = ReadArchivedBlob(segment, job.layer, job.part, blob, {to, count}, metrics);
+    status = ReadArchived(work, {to, count}, metrics);
   } else {
     status = ReadLosslessBlob(blob, {to, count}, metrics);
   }
@@ -94,7 +107,7 @@ absl::Status Encode(KvDtype dtype, const std::vector<Work*>& work, ComputeBacken
                     StoreMetrics& metrics) {
   std::vector<EncodeJob> jobs;
   for (const Work* w : work) {
-    jobs.push_back({.layout = &LayoutOf(*w->job),
+    jobs.push_back({.layout = w->layout,
                     .dense = w->values,
                     .head_stride = HeadStride(*w->job),
                     .payload = Payload(*w->made)});
@@ -115,7 +128,7 @@ absl::Status Decode(KvDtype dtype, const std::vector<Work*>& work, ComputeBacken
                     StoreMetrics& metrics) {
   std::vector<DecodeJob> jobs;
   for (const Work* w : work) {
-    jobs.push_back({.layout = &LayoutOf(*w->job),
+    jobs.push_back({.layout = w->layout,
                     .payload = Payload(*w->job->source.blob),
                     .dense = reinterpret_cast<uint16_t*>(Payload(*w->made)),
                     .head_stride = HeadStride(*w->job)});
@@ -135,6 +148,11 @@ absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryB
   for (size_t i = 0; i < jobs.size(); ++i) {
     MakeJob& job = jobs[i];
     all[i].job = &job;
+    all[i].dtype = job.segment->context->ns.kv_dtype;
+    const bool compact = job.from == SegmentForm::kCompact || job.to == SegmentForm::kCompact;
+    if (compact && !IsOfSequence(job)) {
+      all[i].layout = &job.segment->context->layout->part(job.layer, job.part);
+    }
     job.result.relative_error = job.source.relative_error;  // unless it is measured now
     const bool sequence = IsOfSequence(job);
     if (HasFixedSize(job.to) && !(sequence && job.to == SegmentForm::kCompact)) {
@@ -152,7 +170,7 @@ absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryB
     std::vector<Work*> encode;
     std::vector<Work*> decode;
     for (Work& work : all) {
-      if (work.job->segment->context->ns.kv_dtype != dtype || !work.job->damage.ok()) continue;
+      if (work.dtype != dtype || !work.job->damage.ok()) continue;
       if (IsOfSequence(*work.job)) continue;
       if (work.job->to == SegmentForm::kCompact) encode.push_back(&work);
       if (work.job->from == SegmentForm::kCompact) decode.push_back(&work);

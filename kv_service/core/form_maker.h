@@ -15,8 +15,9 @@ class ComputeBackend;
 
 // One blob to be made, as form_planner.h allows: EXACT of LOSSLESS and the other way round, COMPACT
 // or ARCHIVED of either (encoded), DENSE of COMPACT or ARCHIVED (decoded) or of exact data
-// (copied), COMPACT of ARCHIVED (decoded and encoded). The error of the last is bounded, not
-// measured: no original is at hand, so e + (1 + e) e' of its two steps' errors e and e'.
+// (copied), COMPACT of ARCHIVED (decoded and encoded, without leaving the rotated channels where
+// the two share them). The error of the last is bounded, not measured: no original is at hand, so
+// e + (1 + e) e' of its two steps' errors e and e'.
 struct MakeJob {
   const StoredSegment* segment = nullptr;
   int layer = 0;
@@ -29,8 +30,9 @@ struct MakeJob {
 };
 
 // All of `jobs` in as few calls of the backend as there are kinds and dtypes; whole sequences one
-// after another. ResourceExhausted if the budget has no room; OutOfRange if values are too far from what the profile's archive section
-// was made for; otherwise the backend's errors. Results are undefined after an error.
+// after another. ResourceExhausted if the budget has no room; OutOfRange if values are too far from
+// what the profile's archive section was made for; otherwise the backend's errors. Results are
+// undefined after an error.
 absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryBudget& budget,
                        StoreMetrics& metrics);
 

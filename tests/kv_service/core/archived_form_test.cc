@@ -3,12 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <map>
 #include <tuple>
 
 #include "compute/base/bfloat16.h"
 #include "compute/codec/archive_builder.h"
+#include "compute/codec/rotation.h"
 #include "core_fixtures.h"
 #include "kv_service/core/blob_identity.h"
 #include "kv_service/core/form_planner.h"
@@ -29,10 +31,23 @@ constexpr SegmentForm kD = SegmentForm::kDense;
 constexpr SegmentForm kL = SegmentForm::kLossless;
 constexpr SegmentForm kA = SegmentForm::kArchived;
 
-// The small model with a profile that has an archive section.
+// An orthogonal matrix that mixes all channels; `n` is a power of 2.
+std::vector<double> Hadamard(int n) {
+  std::vector<double> u;
+  for (unsigned i = 0; i < static_cast<unsigned>(n) * n; ++i) {
+    const bool odd = std::popcount((i / n) & (i % n)) % 2 == 1;
+    u.push_back((odd ? -1 : 1) / std::sqrt(n));
+  }
+  return u;
+}
+
+// The small model with a profile that rotates V and has an archive section which shares that.
 std::shared_ptr<const NamespaceContext> ArchivingContext(std::mt19937& rng) {
   CodecProfile profile = UniformProfile(kSmall, 0.5, 0.5, 4, 8);
   profile.segment_tokens = kS;
+  for (size_t i = static_cast<size_t>(Part::kV); i < profile.heads.size(); i += 2) {
+    profile.heads[i].rotation = QuantizeRotation(Hadamard(kSmall.head_dim));
+  }
   ArchiveStatistics statistics;
   statistics.rope_frequencies.assign(kSmall.head_dim / 2, 0.01);
   std::vector<ArchiveSample> samples;
@@ -51,7 +66,8 @@ std::shared_ptr<const NamespaceContext> ArchivingContext(std::mt19937& rng) {
       head.second_moment.push_back(d % (kSmall.head_dim + 1) == 0 ? 1 + d : 0);
     }
   }
-  auto archive = BuildArchive(profile, statistics, {.step = 0.3}, samples);
+  auto archive =
+      BuildArchive(profile, statistics, {.step = 0.3, .share_v_rotation = true}, samples);
   EXPECT_TRUE(archive.ok()) << archive.status();
   profile.archive = *std::move(archive);
   auto layout = std::make_shared<const ProfileLayout>(profile);
@@ -186,9 +202,35 @@ TEST_F(ArchivedFormTest, CompactIsMadeOfArchivedAndKeptWithABoundOnItsError) {
   EXPECT_EQ(dense.source->form(), kC);
   for (int layer = 0; layer < kSmall.layers; ++layer) {
     const LayerRead read = Read(dense, layer);
-    EXPECT_LE(RelativeError(BlobPayload(read.k->bytes()), Values(2, layer, Part::kK)),
-              OpenBlob(read.k->bytes())->relative_error + 4e-3);
+    for (const Part part : kParts) {
+      const BlobPtr& blob = part == Part::kK ? read.k : read.v;
+      EXPECT_LE(RelativeError(BlobPayload(blob->bytes()), Values(2, layer, part)),
+                OpenBlob(blob->bytes())->relative_error + 4e-3);
+    }
   }
+}
+
+TEST_F(ArchivedFormTest, CompactOfArchivedVIsMadeInTheRotatedChannelsThatTheyShare) {
+  ASSERT_TRUE(Put(Plan(kA)).ok());
+  OpenSegment dense = Open(1, {kD});
+  const LayerRead decoded = Read(dense, 0);  // of ARCHIVED
+  OpenSegment compact = Open(1, {kC});
+  const LayerRead read = Read(compact, 0);
+  ASSERT_NE(read.v, nullptr);
+  const PartLayout& layout = context_->layout->part(0, Part::kV);
+  std::vector<uint16_t> direct(kSmall.PartBytes(kS) / kKvDtypeBytes);
+  const int64_t stride = int64_t{kS} * kSmall.head_dim;
+  const DecodeJob job{&layout, BlobPayload(read.v->bytes()).data(), direct.data(), stride};
+  ASSERT_TRUE(backend_.Decode(KvDtype::kBf16, std::span(&job, 1)).ok());
+  // The other way: by the values that DENSE gives.
+  const auto* const values =
+      reinterpret_cast<const uint16_t*>(BlobPayload(decoded.v->bytes()).data());
+  std::vector<std::byte> payload(layout.payload_bytes);
+  EncodeJob encode{&layout, values, stride, payload.data()};
+  ASSERT_TRUE(backend_.Encode(KvDtype::kBf16, std::span(&encode, 1)).ok());
+  const std::vector<uint16_t> original(values, values + direct.size());
+  EXPECT_NE(context_->layout->rotated_part(0, Part::kV), nullptr);
+  EXPECT_NEAR(RelativeError(AsBytes(direct), original), encode.relative_error, 5e-3);
 }
 
 TEST_F(ArchivedFormTest, ArchivedIsMadeOfExactDataAndKept) {
