@@ -1,9 +1,12 @@
 // Whole sequences over gRPC.
 
 #include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <random>
+#include <string>
 
 #include "compute/codec/sequence_layout.h"
 #include "compute/codec/sequence_payload_check.h"
@@ -140,6 +143,38 @@ TEST_F(SequenceServiceTest, ANamespaceMustSayThatItHasNoSegments) {
       service_.client().Put(Header(RandomTokens(rng_, 300), 400), Soon()).status();
   EXPECT_EQ(put.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(put.ToString(), HasSubstr("segment_tokens is 128; the codec profile has 0"));
+}
+
+// A server that announces a segment of 1000 bytes and then begins a blob of the largest size.
+class Liar final : public v1::KvCacheService::Service {
+ public:
+  grpc::Status GetSegments(grpc::ServerContext*, const v1::GetSegmentsRequest*,
+                           grpc::ServerWriter<v1::GetSegmentsResponse>* writer) override {
+    v1::GetSegmentsResponse response;
+    response.mutable_plan()->add_segments()->set_bytes(1000);
+    writer->Write(response);
+    v1::BlobPiece* piece = response.mutable_batch()->add_pieces();
+    piece->set_part(v1::KV_PART_K);
+    piece->set_blob_bytes(kMaxBlobBytes);
+    piece->set_data("x");
+    writer->Write(response);
+    return grpc::Status::OK;
+  }
+};
+
+TEST(KvClientTest, MakesNoRoomForMoreThanWasPlanned) {
+  Liar liar;
+  int port = 0;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&liar);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  auto client = KvClient::Connect("127.0.0.1:" + std::to_string(port), absl::Seconds(10));
+  ASSERT_TRUE(client.ok()) << client.status();
+  const absl::Status status =
+      Fetch(**client, MakeGet({std::string(32, 'k')}, {v1::SEGMENT_FORM_EXACT})).status();
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+  EXPECT_THAT(status.ToString(), HasSubstr("a blob of 1073741824 bytes is out of bounds"));
 }
 
 }  // namespace
