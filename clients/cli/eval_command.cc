@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "clients/cli/commands.h"
 #include "clients/eval/eval_output.h"
@@ -92,7 +93,7 @@ absl::Status Evaluate(const Flags& flags) {
   std::fwrite(out.data(), 1, out.size(), stdout);
   if (flags.report.empty()) return absl::OkStatus();
   std::ofstream file(flags.report, std::ios::binary | std::ios::trunc);
-  file << EvalHtml(source, *result);
+  file << (absl::EndsWith(flags.report, ".svg") ? EvalSvg(*result) : EvalHtml(source, *result));
   file.close();
   if (!file) return absl::UnavailableError(absl::StrCat("cannot write ", flags.report));
   return absl::OkStatus();
@@ -137,7 +138,9 @@ void DeclareEval(CLI::App& app, Command& chosen) {
   eval->add_option("--output", flags->output, "table or json")
       ->check(CLI::IsMember({"table", "json"}))
       ->capture_default_str();
-  eval->add_option("--report", flags->report, "File for a page with plots and tables");
+  eval->add_option(
+      "--report", flags->report,
+      "File for a page with plots and tables, or for the plots alone if it ends in .svg");
   eval->callback([flags, &chosen] { chosen = [flags] { return Evaluate(*flags); }; });
 }
 

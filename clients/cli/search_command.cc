@@ -33,7 +33,7 @@ struct Flags {
   int64_t context = 0;
   int contexts = 2;
   int64_t tail = 1024;
-  int questions = 12;
+  int questions = 8;
   uint64_t seed = 1;
   int threads = 0;
   SearchOptions search;
