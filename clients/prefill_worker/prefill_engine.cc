@@ -183,6 +183,7 @@ class PrefillRun {
     header.set_payload_form(v1::SEGMENT_FORM_EXACT);
     header.set_keep_exact_from(KeepExactFrom());
     header.set_exact_form(task_.exact_form);
+    header.set_compressed_form(task_.compressed_form);
     if (!std::isinf(task_.max_relative_error)) {
       header.set_max_relative_error(task_.max_relative_error);
     }

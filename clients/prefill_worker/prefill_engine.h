@@ -21,7 +21,9 @@ struct PrefillTask {
   // Segments that compress worse are stored exactly, too.
   float max_relative_error = std::numeric_limits<float>::infinity();
   v1::SegmentForm exact_form = v1::SEGMENT_FORM_EXACT;  // or LOSSLESS: how exact data is stored
-  int64_t max_new_tokens = 0;                           // room in a whole sequence
+  // Or ARCHIVED: how compressed data is stored. That needs a profile with an archive section.
+  v1::SegmentForm compressed_form = v1::SEGMENT_FORM_COMPACT;
+  int64_t max_new_tokens = 0;  // room in a whole sequence
   absl::Time deadline;
   std::function<void(int64_t done, int64_t total)> on_progress;
   std::function<bool()> cancelled;

@@ -16,6 +16,23 @@ namespace {
 // For callers that set none.
 constexpr absl::Duration kLongestPrefill = absl::Minutes(30);
 
+absl::Status CheckCompressedForm(const PrefillTask& task, const CodecProfile& profile) {
+  if (task.compressed_form == v1::SEGMENT_FORM_COMPACT) return absl::OkStatus();
+  if (task.compressed_form != v1::SEGMENT_FORM_ARCHIVED) {
+    return absl::InvalidArgumentError(absl::StrCat("compressed_form is ",
+                                                   static_cast<int>(task.compressed_form),
+                                                   "; it must be COMPACT or ARCHIVED"));
+  }
+  if (task.mode != v1::CACHE_MODE_COMPACT) {
+    return absl::InvalidArgumentError(
+        "compressed_form is ARCHIVED, but nothing is compressed with this cache_mode");
+  }
+  if (profile.archive.has_value()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("compressed_form is ARCHIVED, but the worker's codec profile '", profile.name,
+                   "' has no archive section; give it one that has"));
+}
+
 }  // namespace
 
 grpc::Status PrefillServiceImpl::Prefill(grpc::ServerContext* context,
@@ -51,6 +68,10 @@ absl::Status PrefillServiceImpl::Run(grpc::ServerContext& context,
     return absl::InvalidArgumentError(absl::StrCat(
         "exact_form is ", static_cast<int>(task.exact_form), "; it must be EXACT or LOSSLESS"));
   }
+  if (request.compressed_form() != v1::SEGMENT_FORM_UNSPECIFIED) {
+    task.compressed_form = request.compressed_form();
+  }
+  if (absl::Status s = CheckCompressedForm(task, runtime_->layout()->profile()); !s.ok()) return s;
   task.deadline = std::min(absl::FromChrono(context.deadline()), absl::Now() + kLongestPrefill);
   task.cancelled = [&context] { return context.IsCancelled(); };
   task.on_progress = [&writer](int64_t done, int64_t total) {

@@ -20,6 +20,7 @@ void SetTotals(const UploadTotals& totals, v1::PrefillResult& result) {
   result.set_exact_bytes(totals.exact_bytes);
   result.set_lossless_bytes(totals.lossless_bytes);
   result.set_compact_bytes(totals.compact_bytes);
+  result.set_archived_bytes(totals.archived_bytes);
   result.set_bounded_segments(totals.bounded_segments);
   result.set_encoded_dense_bytes(totals.encoded_dense_bytes);
   *result.mutable_encode_time() = ToProto(totals.encode_time);
@@ -131,6 +132,7 @@ absl::Status SegmentUploader::Process(Item& item) {
       totals_.exact_bytes += committed->exact_bytes();
       totals_.lossless_bytes += committed->lossless_bytes();
       totals_.compact_bytes += committed->compact_bytes();
+      totals_.archived_bytes += committed->archived_bytes();
       totals_.bounded_segments += committed->bounded_segments();
       totals_.encoded_dense_bytes += committed->encoded_dense_bytes();
       totals_.encode_time += FromProto(committed->encode_time());

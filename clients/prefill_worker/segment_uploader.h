@@ -26,6 +26,7 @@ struct UploadTotals {
   uint64_t exact_bytes = 0;
   uint64_t lossless_bytes = 0;
   uint64_t compact_bytes = 0;
+  uint64_t archived_bytes = 0;
   uint32_t bounded_segments = 0;
   uint64_t encoded_dense_bytes = 0;
   absl::Duration encode_time;

@@ -171,6 +171,10 @@ TEST_F(WorkerServiceTest, PrefillsThatMakeNoSense) {
          "token_ids has 4097 tokens, and 0 more are asked for; the model's context is 4096");
   expect([](auto& r) { r.set_cache_mode(static_cast<v1::CacheMode>(9)); },
          StatusCode::kInvalidArgument, "cache_mode is 9");
+  expect([](auto& r) { r.set_compressed_form(v1::SEGMENT_FORM_EXACT); },
+         StatusCode::kInvalidArgument, "must be COMPACT or ARCHIVED");
+  expect([](auto& r) { r.set_compressed_form(v1::SEGMENT_FORM_ARCHIVED); },
+         StatusCode::kInvalidArgument, "has no archive section");
 }
 
 TEST_F(WorkerServiceTest, GenerationsThatMakeNoSense) {
