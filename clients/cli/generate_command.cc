@@ -36,6 +36,7 @@ struct Flags {
   std::string profile;
   std::string cache = "compact";
   std::string exact_form = "exact";
+  std::string compressed_form = "compact";
   double max_relative_error = 0;
   int recent_window = 0;
   int max_new_tokens = 64;
@@ -118,6 +119,7 @@ nlohmann::json ToJson(const v1::PrefillResult& r) {
           {"exact_bytes_stored", r.exact_bytes()},
           {"lossless_bytes_stored", r.lossless_bytes()},
           {"compact_bytes_stored", r.compact_bytes()},
+          {"archived_bytes_stored", r.archived_bytes()},
           {"bounded_segments", r.bounded_segments()},
           {"max_relative_error", r.max_relative_error()},
           {"seconds", absl::ToDoubleSeconds(FromProto(r.total_time()))}};
@@ -193,6 +195,8 @@ class Generation {
     request.set_max_relative_error(static_cast<float>(flags_.max_relative_error));
     request.set_exact_form(flags_.exact_form == "lossless" ? v1::SEGMENT_FORM_LOSSLESS
                                                            : v1::SEGMENT_FORM_EXACT);
+    request.set_compressed_form(flags_.compressed_form == "archived" ? v1::SEGMENT_FORM_ARCHIVED
+                                                                     : v1::SEGMENT_FORM_COMPACT);
     size_t longest_question = 0;
     for (const Tokens& question : prompt_.questions) {
       longest_question = std::max(longest_question, question.size());
@@ -316,6 +320,13 @@ void DeclareGenerate(CLI::App& app, Command& chosen) {
       ->add_option("--exact-form", flags->exact_form,
                    "How the service keeps exact data: exact, or lossless for fewer bytes")
       ->check(CLI::IsMember({"exact", "lossless"}))
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--compressed-form", flags->compressed_form,
+          "How the service keeps compressed data: compact, or archived for far fewer bytes "
+          "and a slower fetch; that needs a profile with an archive section")
+      ->check(CLI::IsMember({"compact", "archived"}))
       ->capture_default_str();
   command->add_option("--max-new-tokens", flags->max_new_tokens, "Length of an answer at most")
       ->check(CLI::Range(1, 1 << 20))
