@@ -158,7 +158,8 @@ class ArchiveSearch {
 
   absl::StatusOr<std::pair<ArchiveProfile, std::shared_ptr<const ArchiveCodec>>> Build(
       double step) const {
-    auto archive = BuildArchive(found_.profile, statistics_, {.step = step}, samples_);
+    auto archive = BuildArchive(found_.profile, statistics_,
+                                {.step = step, .share_v_rotation = true}, samples_);
     if (!archive.ok()) return archive.status();
     CodecProfile profile = found_.profile;
     profile.archive = *archive;
