@@ -52,20 +52,23 @@ TEST_F(EvalRunTest, ControlsTakeNoMoreBytesThanTheirProfileAndNearlyAsMany) {
   ASSERT_TRUE(result.ok()) << result.status();
   ASSERT_EQ(result->sections.size(), 1);
   const std::vector<EvalRow>& rows = result->sections[0].rows;
-  ASSERT_EQ(rows.size(), 7);  // dense, profile, two at equal bytes, three uniform
-  EXPECT_GE(steps, 14);
+  ASSERT_EQ(rows.size(), 8);  // dense, profile, its archive, two at equal bytes, three uniform
+  EXPECT_GE(steps, 16);
   EXPECT_EQ(rows[0].kind, FormKind::kDense);
   EXPECT_EQ(rows[1].kind, FormKind::kProfile);
-  for (int i = 2; i < 7; ++i) EXPECT_EQ(rows[i].kind, FormKind::kControl);
-  for (int i = 2; i < 4; ++i) {
+  EXPECT_EQ(rows[2].kind, FormKind::kProfile);
+  EXPECT_EQ(rows[2].name, absl::StrCat(rows[1].name, ", archived"));
+  EXPECT_LT(rows[2].metrics.bytes.compact_payload, rows[1].metrics.bytes.compact_payload);
+  for (int i = 3; i < 8; ++i) EXPECT_EQ(rows[i].kind, FormKind::kControl);
+  for (int i = 3; i < 5; ++i) {
     SCOPED_TRACE(rows[i].name);
     EXPECT_EQ(rows[i].control_of, rows[1].name);
     EXPECT_LE(rows[i].metrics.bytes.compact_payload, rows[1].metrics.bytes.compact_payload);
     EXPECT_GT(rows[i].metrics.bytes.compact_payload, 0.95 * rows[1].metrics.bytes.compact_payload);
     EXPECT_LT(rows[i].metrics.tail.mean_kl(), 0.3);
   }
-  EXPECT_NEAR(rows[4].metrics.bytes.bits_per_element(), 4.125, 1e-9);
-  EXPECT_NEAR(rows[6].metrics.bytes.bits_per_element(), 2.125, 1e-9);
+  EXPECT_NEAR(rows[5].metrics.bytes.bits_per_element(), 4.125, 1e-9);
+  EXPECT_NEAR(rows[7].metrics.bytes.bits_per_element(), 2.125, 1e-9);
   for (const EvalRow& row : rows) {
     EXPECT_EQ(row.seeds.size(), 2);
     EXPECT_EQ(row.metrics.tasks[0].questions, 2);
@@ -79,8 +82,8 @@ TEST_F(EvalRunTest, ControlsTakeNoMoreBytesThanTheirProfileAndNearlyAsMany) {
   const auto json = nlohmann::json::parse(EvalJson(source, *result));
   EXPECT_EQ(json["text_sha256"], "bb");
   const auto& forms = json["contexts"][0]["forms"];
-  ASSERT_EQ(forms.size(), 7);
-  EXPECT_EQ(forms[2]["equal_bytes_with"], rows[1].name);
+  ASSERT_EQ(forms.size(), 8);
+  EXPECT_EQ(forms[3]["equal_bytes_with"], rows[1].name);
   EXPECT_EQ(forms[1]["per_seed"].size(), 2);
   EXPECT_EQ(forms[0]["all_seeds"]["tail"]["kl_mean"], 0);
   const std::string html = EvalHtml(source, *result);
@@ -105,6 +108,9 @@ TEST_F(EvalRunTest, PlansThatCannotBeRunAreRefused) {
   refused("recent window");
   plan_ = good;
   plan_.context_tokens = {16384};
+  refused("the model has 16384 positions");
+  plan_.context_tokens = {8192};
+  text_.resize(4096);
   refused("the text has");
   plan_.context_tokens = {100};
   plan_.controls = false;
