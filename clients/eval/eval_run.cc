@@ -167,7 +167,8 @@ class Run {
     return absl::OkStatus();
   }
 
-  // Shorter contexts have no middle that the published form would compress.
+  // Without and with the published rescaling. Shorter contexts have no middle that the published
+  // form would compress.
   absl::Status AddPublished(std::span<const int32_t> tokens, std::vector<Candidate>* to) const {
     FaithfulOptions options;
     options.name = "published, whole sequence";
@@ -177,6 +178,9 @@ class Run {
     absl::StatusOr<CodecProfile> profile =
         FaithfulProfile(engine_.model, engine_.pool, engine_.backend, tokens, options);
     if (!profile.ok()) return profile.status();
+    Add({FormKind::kControl, "", "", "", {}, {}}, *profile, to);
+    profile->name = "published, rescaled to peaks";
+    profile->sequence->peak_rescale = true;
     Add({FormKind::kControl, "", "", "", {}, {}}, *profile, to);
     return absl::OkStatus();
   }
