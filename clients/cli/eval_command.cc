@@ -29,7 +29,7 @@ struct Flags {
   bool no_controls = false;
   int threads = 0;
   std::string output = "table";
-  std::string report;
+  std::vector<std::string> reports;
 };
 
 std::string HashOf(const std::string& text) {
@@ -62,9 +62,33 @@ absl::Status MakePlan(const Flags& flags, EvalSource* source, EvalPlan* plan) {
   return absl::OkStatus();
 }
 
+// Before the work, not behind it.
+absl::Status CheckWritable(const std::vector<std::string>& paths) {
+  for (const std::string& path : paths) {
+    if (!std::ofstream(path, std::ios::binary | std::ios::app)) {
+      return absl::InvalidArgumentError(absl::StrCat("cannot write ", path));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WriteReports(const std::vector<std::string>& paths, const EvalSource& source,
+                          const EvalResult& result) {
+  for (const std::string& path : paths) {
+    std::ofstream file(path, std::ios::binary | std::ios::trunc);
+    file << (absl::EndsWith(path, ".svg")  ? EvalSvg(result)
+             : absl::EndsWith(path, ".md") ? EvalMarkdown(source, result)
+                                           : EvalHtml(source, result));
+    file.close();
+    if (!file) return absl::UnavailableError(absl::StrCat("cannot write ", path));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Evaluate(const Flags& flags) {
   EvalSource source;
   EvalPlan plan;
+  if (absl::Status s = CheckWritable(flags.reports); !s.ok()) return s;
   if (absl::Status s = MakePlan(flags, &source, &plan); !s.ok()) return s;
   absl::StatusOr<std::string> text = ReadWholeFile(flags.text);
   if (!text.ok()) return text.status();
@@ -91,12 +115,7 @@ absl::Status Evaluate(const Flags& flags) {
   const std::string out =
       flags.output == "json" ? EvalJson(source, *result) : EvalTable(source, *result);
   std::fwrite(out.data(), 1, out.size(), stdout);
-  if (flags.report.empty()) return absl::OkStatus();
-  std::ofstream file(flags.report, std::ios::binary | std::ios::trunc);
-  file << (absl::EndsWith(flags.report, ".svg") ? EvalSvg(*result) : EvalHtml(source, *result));
-  file.close();
-  if (!file) return absl::UnavailableError(absl::StrCat("cannot write ", flags.report));
-  return absl::OkStatus();
+  return WriteReports(flags.reports, source, *result);
 }
 
 }  // namespace
@@ -138,9 +157,10 @@ void DeclareEval(CLI::App& app, Command& chosen) {
   eval->add_option("--output", flags->output, "table or json")
       ->check(CLI::IsMember({"table", "json"}))
       ->capture_default_str();
-  eval->add_option(
-      "--report", flags->report,
-      "File for a page with plots and tables, or for the plots alone if it ends in .svg");
+  eval->add_option("--report", flags->reports,
+                   "File for a page with plots and tables; for the plots alone if it ends in .svg, "
+                   "for the tables if in .md; repeatable")
+      ->delimiter(',');
   eval->callback([flags, &chosen] { chosen = [flags] { return Evaluate(*flags); }; });
 }
 

@@ -29,6 +29,9 @@ std::string EvalJson(const EvalSource& source, const EvalResult& result);
 // One self-contained page: inline SVG plots and tables.
 std::string EvalHtml(const EvalSource& source, const EvalResult& result);
 
+// Tables for a document, with the hashes of what was measured.
+std::string EvalMarkdown(const EvalSource& source, const EvalResult& result);
+
 // The plots alone, as an image for a document.
 std::string EvalSvg(const EvalResult& result);
 

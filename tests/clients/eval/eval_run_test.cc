@@ -86,6 +86,9 @@ TEST_F(EvalRunTest, ControlsTakeNoMoreBytesThanTheirProfileAndNearlyAsMany) {
   EXPECT_EQ(forms[3]["equal_bytes_with"], rows[1].name);
   EXPECT_EQ(forms[1]["per_seed"].size(), 2);
   EXPECT_EQ(forms[0]["all_seeds"]["tail"]["kl_mean"], 0);
+  const std::string markdown = EvalMarkdown(source, *result);
+  EXPECT_THAT(markdown, HasSubstr("| text | `bb` |"));
+  EXPECT_THAT(markdown, HasSubstr(absl::StrCat("\n| **", rows[2].name, "** | ")));
   const std::string html = EvalHtml(source, *result);
   EXPECT_THAT(html, HasSubstr("&lt;model&gt;"));
   EXPECT_THAT(html, HasSubstr("held &amp; out.txt"));
