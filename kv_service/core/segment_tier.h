@@ -1,0 +1,107 @@
+// What a tier beneath memory must do: keep whole forms of segments and give them back verified.
+
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "kv_service/core/memory_budget.h"
+#include "kv_service/core/stored_segment.h"
+
+namespace fourierkv {
+
+// How well something is kept, from least to most. A commit states what was reached.
+enum class Durability : uint8_t {
+  kMemory = 1,  // lost with the process
+  kDisk = 2,    // on this machine's disk, fsynced
+  kShared = 3,  // acknowledged by storage that other replicas read, too
+};
+
+const char* DurabilityName(Durability durability);
+
+// A segment as a tier knows it, without its bytes.
+struct TierSegment {
+  StoredSegment segment;       // its identity and error bound; no forms
+  PerForm<FormSummary> forms;  // bytes = 0 where not held
+};
+
+struct TierWant {
+  const StoredSegment* segment = nullptr;  // whose identity the record must have; forms are ignored
+  SegmentForm form = SegmentForm::kExact;
+};
+
+// Totals of one tier.
+struct TierStats {
+  int64_t segments = 0;
+  int64_t bytes = 0;        // of what is held, as far as the tier knows
+  int64_t limit_bytes = 0;  // 0: bounded elsewhere
+  uint64_t evicted_segments = 0;
+  uint64_t evicted_bytes = 0;
+  uint64_t damaged_records = 0;  // found damaged, dropped and never served
+  uint64_t write_errors = 0;
+  uint64_t read_errors = 0;
+  bool healthy = true;  // false: what it was asked for last failed
+};
+
+// Thread safe. Calls block, so they are made from threads of their own (TierRunner); they return by
+// `deadline` where they can, but nobody relies on it. Statuses, unless told otherwise:
+//   DeadlineExceeded    not done in time; a write may have happened all the same
+//   Unavailable         the tier fails; memory goes on without it
+//   ResourceExhausted   no room: in the tier for a write, in the budget for a read
+class SegmentTier {
+ public:
+  virtual ~SegmentTier() = default;
+
+  // "disk", "redis": in logs and metrics.
+  virtual absl::string_view name() const = 0;
+
+  // What an OK of Store means.
+  virtual Durability durability() const = 0;
+
+  // Wants that one call of Load handles best; the caller spreads more over threads.
+  virtual int load_batch() const = 0;
+
+  // Keeps every form that `segments` have and the tier has not, the lower error bound, and the
+  // codec profiles that they need; parents before children. OK only once all of it is as durable as
+  // durability() says. Storing again what is held is OK. Never makes the tier forget what it holds
+  // in favour of `segments` of the same keys: equal keys are equal content.
+  //   FailedPrecondition  a parent is neither held nor earlier in `segments` nor a root, and the
+  //                       tier requires that; what comes before it may be stored
+  virtual absl::Status Store(std::span<const StoredSegment> segments, absl::Time deadline) = 0;
+
+  // What is held of each key, nullopt where nothing is (and where what is held cannot be
+  // understood, for lack of the codec profile for example).
+  virtual absl::StatusOr<std::vector<std::optional<TierSegment>>> Describe(
+      std::span<const BlockKey> keys, absl::Time deadline) = 0;
+
+  // One result per want, `budget` charged before any byte is read. A record is given only if its
+  // own checksum and header and those of every blob are right and it is the one asked for.
+  //   NotFound  not held
+  //   DataLoss  damaged: counted, dropped (never served again), and to be treated as NotFound
+  virtual std::vector<absl::StatusOr<FormPtr>> Load(std::span<const TierWant> wants,
+                                                    MemoryBudget& budget, absl::Time deadline) = 0;
+
+  // Forgets the keys, and what continues them as far as the tier knows it. Unknown keys are
+  // ignored. When OK, none of it is described or loaded again, not even after a restart.
+  virtual absl::Status Remove(std::span<const BlockKey> keys, absl::Time deadline) = 0;
+
+  // Marks keys as used, and asks not to evict them before `until` (absl::InfinitePast(): no wish).
+  // Advisory; must not block.
+  virtual void Touch(std::span<const BlockKey> keys, absl::Time until) = 0;
+
+  // Codec profiles, as canonical JSON: without its profile nobody can read a segment.
+  virtual absl::Status StoreProfile(const ProfileLayout& profile, absl::Time deadline) = 0;
+  // All of them; a tier that others fill may return those that it knows of now.
+  virtual absl::StatusOr<std::vector<std::string>> LoadProfiles(absl::Time deadline) = 0;
+
+  virtual TierStats Stats() const = 0;
+};
+
+}  // namespace fourierkv
