@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 #include <string>
@@ -209,6 +210,35 @@ TEST(ChildProcessTest, TellsWhyAProgramDoesNotServe) {
   slow->Stop(absl::Seconds(5));
   EXPECT_NE(kill(pid, 0), 0) << "gone";
   slow->Stop(absl::Seconds(5));  // and again
+}
+
+TEST(GenerateTest, AProfileOfWholeSequencesIsMadeAndServed) {
+  const TempFolder folder;
+  const std::string profile = folder.path() + "/whole.json";
+  std::string prompt;
+  for (int i = 0; prompt.size() < 1500; ++i) absl::StrAppend(&prompt, "line ", i * i, " of many\n");
+  folder.Write("prompt.txt", prompt);
+  for (const bool rescaled : {false, true}) {
+    std::vector<std::string> make = {
+        "profile",       "faithful", "--model",  kNeedle, "--text", folder.path() + "/prompt.txt",
+        "--frequencies", "32",       "--recent", "128",   "--out",  profile};
+    if (rescaled) make.push_back("--peak-rescale");
+    const Ended made = RunProgram("fourierkv", make);
+    ASSERT_EQ(made.status, 0) << made.err;
+    const Ended ended =
+        RunProgram("fourierkv", {"generate", "--model", kNeedle, "--profile", profile,
+                                 "--prompt-file", folder.path() + "/prompt.txt", "--question",
+                                 "line", "--max-new-tokens", "8", "--output", "json"});
+    ASSERT_EQ(ended.status, 0) << ended.err;
+    const auto report = nlohmann::json::parse(ended.out);
+    const auto& answer = report["answers"][0];
+    EXPECT_EQ(answer["new_tokens"], 8);
+    EXPECT_EQ(answer["reused_tokens"], report["prefill"]["tokens"]);
+    EXPECT_GT(answer["cache_compact_bytes"], 0);
+    EXPECT_LT(
+        answer["cache_compact_bytes"].get<int64_t>() + answer["cache_exact_bytes"].get<int64_t>(),
+        answer["cache_dense_equivalent_bytes"].get<int64_t>() / 2);
+  }
 }
 
 std::string ReadFile(const std::string& path) {
