@@ -14,23 +14,15 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "compute/base/aligned_buffer.h"
+#include "clients/cpp/blob_assembler.h"
 #include "compute/base/content_hash.h"
 #include "compute/base/geometry.h"
 #include "compute/codec/profile.h"
-#include "compute/codec/segment_blob.h"
 #include "fourierkv/v1/admin_service.grpc.pb.h"
 #include "fourierkv/v1/kv_cache_service.grpc.pb.h"
 #include "fourierkv/v1/profile_service.grpc.pb.h"
 
 namespace fourierkv {
-
-// A whole blob that arrived and whose checksum and header were verified.
-struct FetchedBlob {
-  int request_index = 0;  // into GetSegmentsRequest.segments
-  BlobHeader header;
-  AlignedBuffer bytes;  // header and payload
-};
 
 // One put: header, parts in any order, commit. Destroying it before Commit aborts the put.
 // Not thread safe.
