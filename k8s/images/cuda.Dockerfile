@@ -1,0 +1,29 @@
+# All programs with the CUDA kernels: docker build -t fourierkv-cuda:dev -f k8s/images/cuda.Dockerfile .
+FROM nvidia/cuda:12.6.3-devel-ubuntu24.04 AS build
+WORKDIR /src
+COPY bootstrap.sh ./
+RUN ./bootstrap.sh
+COPY . ./
+RUN cmake --preset cuda -Wno-dev --log-level=WARNING && \
+    cmake --build --preset cuda --target fourierkv fourierkv-server fourierkv-prefill fourierkv-decode fourierkv-demo
+# Without debug information; and what the programs load, by the names of this distribution.
+RUN mkdir -p /image/bin && \
+    for program in fourierkv fourierkv-server fourierkv-prefill fourierkv-decode fourierkv-demo; do \
+      strip -o "/image/bin/$program" "build/cuda/bin/$program" || exit 1; \
+    done && \
+    k8s/images/runtime_packages.sh /image/bin/* > /image/packages
+
+FROM nvidia/cuda:12.6.3-base-ubuntu24.04
+LABEL org.opencontainers.image.title="FourierKV" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /image/packages /usr/share/fourierkv/packages
+RUN apt-get update && \
+    DEBIAN_FRONTEND=noninteractive xargs -a /usr/share/fourierkv/packages \
+      apt-get install -y --no-install-recommends && \
+    rm -rf /var/lib/apt/lists/* && \
+    install -d -o 65532 -g 65532 /var/lib/fourierkv
+COPY LICENSE /usr/share/doc/fourierkv/
+COPY tests/data/needle-4m /usr/share/fourierkv/models/needle-4m
+COPY --from=build /image/bin /usr/local/bin
+USER 65532:65532
+CMD ["fourierkv", "--help"]
