@@ -65,7 +65,7 @@ class FlagsTest(unittest.TestCase):
                 self.assertEqual(workload.arguments()["--config"], f"{mounts['config']}/{workload.config_name}")
 
     def test_programs_start_with_their_files_and_end_when_asked(self):
-        """With ports, addresses, devices and models of this machine instead; the command line wins over a file."""
+        """With ports, devices and models of this machine instead; the command line wins over a file."""
         for name in OVERLAYS:
             with self.subTest(name), tempfile.TemporaryDirectory() as folder:
                 workloads = {workload.program: workload for workload in Overlay(name).workloads()}
@@ -74,11 +74,13 @@ class FlagsTest(unittest.TestCase):
                     workload = workloads[program]
                     config = pathlib.Path(folder) / workload.config_name
                     config.write_text(workload.config_text)
-                    return {**workload.arguments(), "--config": config, "--listen": "127.0.0.1:0", **changes}
+                    listen = workload.config["listen"].rpartition(":")[0] + ":0"
+                    return {**workload.arguments(), "--config": config, "--listen": listen, **changes}
 
                 server = arguments("fourierkv-server", **{"--metrics": "127.0.0.1:0"})
                 with running("fourierkv-server", server) as address:
-                    worker = {"--server": address, "--model": MODEL, "--device": "cpu"}
+                    port = address.rpartition(":")[2]
+                    worker = {"--server": f"127.0.0.1:{port}", "--model": MODEL, "--device": "cpu"}
                     for program in ("fourierkv-prefill", "fourierkv-decode"):
                         with running(program, arguments(program, **worker)):
                             pass

@@ -64,6 +64,12 @@ def extract(folder):
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": taken}
 
 
+def one_definition_a_line(schemas):
+    lines = [f"{json.dumps(name)}: {json.dumps(schema, sort_keys=True)}" for name, schema in schemas["$defs"].items()]
+    body = ",\n".join(sorted(lines))
+    return f'{{"$schema": {json.dumps(schemas["$schema"])}, "$defs": {{\n{body}\n}}}}\n'
+
+
 def main():
     import kubernetes_validate
 
@@ -71,7 +77,7 @@ def main():
     for version in sys.argv[1:]:
         schemas = extract(package / "kubernetes-json-schema" / f"v{version}-local-strict")
         target = pathlib.Path(__file__).parent / f"kubernetes-{version}.json"
-        target.write_text(json.dumps(schemas, sort_keys=True, indent=0) + "\n")
+        target.write_text(one_definition_a_line(schemas))
 
 
 if __name__ == "__main__":
