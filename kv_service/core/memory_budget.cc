@@ -25,6 +25,20 @@ void MemoryReservation::Release() {
   bytes_ = 0;
 }
 
+void MemoryReservation::Absorb(MemoryReservation other) {
+  if (budget_ == nullptr) {
+    *this = std::move(other);
+    return;
+  }
+  bytes_ += std::exchange(other.bytes_, 0);
+}
+
+void MemoryReservation::Shrink(int64_t bytes) {
+  if (budget_ == nullptr) return;
+  budget_->Give(bytes);
+  bytes_ -= bytes;
+}
+
 std::shared_ptr<MemoryBudget> MemoryBudget::Create(absl::string_view name, int64_t limit_bytes) {
   return std::shared_ptr<MemoryBudget>(new MemoryBudget(name, limit_bytes));
 }

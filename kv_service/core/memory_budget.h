@@ -26,6 +26,10 @@ class MemoryReservation {
   int64_t bytes() const { return bytes_; }
   void Release();
 
+  // Takes over a share of the same budget. Gives back `bytes`, at most all, of this one.
+  void Absorb(MemoryReservation other);
+  void Shrink(int64_t bytes);
+
  private:
   friend class MemoryBudget;
   MemoryReservation(std::shared_ptr<MemoryBudget> budget, int64_t bytes)

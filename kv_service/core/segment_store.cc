@@ -25,8 +25,15 @@ absl::Status CheckLease(size_t keys, absl::Duration ttl) {
   return absl::OkStatus();
 }
 
-// Whether `segment` may follow `parent`, null if it is not stored.
-absl::Status CheckParent(const StoredSegment& segment, const StoredSegment* parent) {
+// What a segment's parent must fit to.
+struct Place {
+  const NamespaceContext* context;
+  int64_t index;
+  bool tail;
+};
+
+// Whether `segment` may follow `parent`, nullopt if it is not stored.
+absl::Status CheckParent(const StoredSegment& segment, std::optional<Place> parent) {
   const auto fault = [&](auto... why) {
     return absl::FailedPreconditionError(
         absl::StrCat("segment ", segment.index, ": its parent ", segment.parent.ToHex(), why...));
@@ -35,7 +42,7 @@ absl::Status CheckParent(const StoredSegment& segment, const StoredSegment* pare
     return segment.index == 0 ? absl::OkStatus()
                               : fault(" is the namespace's root; index must be 0");
   }
-  if (parent == nullptr) return fault(" is not stored; put that first");
+  if (!parent.has_value()) return fault(" is not stored; put that first");
   if (parent->tail) return fault(" is a tail, which nothing can follow");
   if (parent->context->root != segment.context->root) return fault(" is in another namespace");
   if (parent->index + 1 != segment.index) return fault(" has index ", parent->index);
@@ -63,11 +70,12 @@ void SegmentPin::Release() {
 }
 
 SegmentStore::SegmentStore(std::shared_ptr<MemoryBudget> budget,
-                           std::shared_ptr<StoreMetrics> metrics, Clock clock)
+                           std::shared_ptr<StoreMetrics> metrics, Clock clock,
+                           SegmentObserver* observer)
     : budget_(std::move(budget)),
       metrics_(std::move(metrics)),
       clock_(std::move(clock)),
-      tree_(std::make_unique<SegmentTree>()) {
+      tree_(std::make_unique<SegmentTree>(observer)) {
   budget_->SetReclaimer([this](int64_t bytes) { return Evict(bytes); });
 }
 
@@ -82,13 +90,17 @@ absl::StatusOr<MatchResult> SegmentStore::Match(std::span<const BlockKey> keys,
     if (auto s = CheckLease(asked, lease_ttl); !s.ok()) return s;
   }
   MatchResult result;
+  SegmentEntry* last = nullptr;
   std::vector<BlockKey> matched;
+  matched.reserve(asked);
+  result.segments.reserve(keys.size());
   std::lock_guard<std::mutex> lock(mutex_);
   tree_->BeginTouch(clock_());
   const auto match = [&](const BlockKey& key) -> const SegmentEntry* {
     SegmentEntry* const entry = tree_->Find(key);
-    if (entry == nullptr || !entry->segment.HoldsAnything()) return nullptr;  // absent or a hole
-    if (!matched.empty() && entry->segment.parent != matched.back()) return nullptr;
+    if (entry == nullptr || entry->forms.empty()) return nullptr;  // absent or a hole
+    if (last != nullptr && entry->parent != last) return nullptr;
+    last = entry;
     matched.push_back(key);
     return entry;
   };
@@ -102,8 +114,7 @@ absl::StatusOr<MatchResult> SegmentStore::Match(std::span<const BlockKey> keys,
       result.tail = entry->Summarize();
     }
   }
-  // From the last: the touch reaches all ancestors at once.
-  for (auto key = matched.rbegin(); key != matched.rend(); ++key) tree_->Touch(*tree_->Find(*key));
+  if (last != nullptr) tree_->Touch(*last);  // and so all before it
   StoreMetrics::Add(metrics_->match_hits, matched.size());
   StoreMetrics::Add(metrics_->match_misses, asked - matched.size());
   if (lease && !matched.empty()) {
@@ -123,7 +134,7 @@ std::vector<std::optional<StoredSegment>> SegmentStore::Get(std::span<const Bloc
     SegmentEntry* const entry = tree_->Find(keys[i]);
     if (entry == nullptr) continue;
     tree_->Touch(*entry);
-    result[i] = entry->segment;
+    result[i] = entry->ToSegment();
   }
   return result;
 }
@@ -139,13 +150,11 @@ absl::StatusOr<SegmentSummary> SegmentStore::Describe(const BlockKey& key) const
 
 absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> batch) {
   // Before the lock: making room evicts, which takes it.
-  std::vector<MemoryReservation> overhead(batch.size());
-  for (size_t i = 0; i < batch.size(); ++i) {
-    if (!batch[i].HoldsAnything()) continue;
-    auto reserved = budget_->TryReserve(kSegmentOverheadBytes);
-    if (!reserved.ok()) return reserved.status();
-    overhead[i] = std::move(*reserved);
-  }
+  const auto new_at_most =
+      std::count_if(batch.begin(), batch.end(),
+                    [](const StoredSegment& segment) { return segment.HoldsAnything(); });
+  auto overhead = budget_->TryReserve(new_at_most * kSegmentOverheadBytes);
+  if (!overhead.ok()) return overhead.status();
   std::lock_guard<std::mutex> lock(mutex_);
   absl::flat_hash_map<BlockKey, const StoredSegment*> earlier;
   for (const StoredSegment& segment : batch) {
@@ -156,10 +165,14 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
     }
     const auto in_batch = earlier.find(segment.parent);
     const SegmentEntry* const parent = tree_->Find(segment.parent);
-    const StoredSegment* const parent_segment =
-        parent != nullptr ? &parent->segment
-                          : (in_batch != earlier.end() ? in_batch->second : nullptr);
-    if (auto s = CheckParent(segment, parent_segment); !s.ok()) return s;
+    std::optional<Place> place;
+    if (parent != nullptr) {
+      place = Place{parent->space->context.get(), parent->index, parent->tail};
+    } else if (in_batch != earlier.end()) {
+      const StoredSegment& found = *in_batch->second;
+      place = Place{found.context.get(), found.index, found.tail};
+    }
+    if (auto s = CheckParent(segment, place); !s.ok()) return s;
     earlier.emplace(segment.key, &segment);
   }
   CommitResult result;
@@ -178,9 +191,11 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
       ++result.stored;
       for (const SegmentForm form : kHeldForms)
         result.forms_added += segment.forms[form] != nullptr;
-      tree_->Insert(std::move(segment), std::move(overhead[i]));
+      tree_->Insert(std::move(segment));
     }
   }
+  overhead_.Absorb(*std::move(overhead));
+  SettleLocked();
   StoreMetrics::Add(metrics_->segments_stored, result.stored);
   StoreMetrics::Add(metrics_->segments_deduplicated, result.deduplicated);
   return result;
@@ -199,10 +214,11 @@ void SegmentStore::DropDamaged(const BlockKey& key, const FormPtr& form) {
   SegmentTree::Garbage garbage;
   std::lock_guard<std::mutex> lock(mutex_);
   SegmentEntry* const entry = tree_->Find(key);
-  if (entry == nullptr || entry->segment.forms[form->form()] != form) return;
-  garbage.forms.push_back(tree_->TakeForm(*entry, form->form()));
-  if (!entry->segment.HoldsAnything() && entry->children == 0 && entry->holds == 0) {
-    tree_->Remove(*entry, garbage);
+  if (entry == nullptr || entry->forms.Get(form->form()) != form) return;
+  tree_->DropForm(*entry, form->form(), RemovalReason::kDamaged, garbage);
+  if (entry->forms.empty() && entry->children == 0 && entry->holds == 0) {
+    tree_->Remove(*entry, RemovalReason::kDamaged, garbage);
+    SettleLocked();
   }
 }
 
@@ -225,7 +241,7 @@ absl::StatusOr<DeleteResult> SegmentStore::Delete(std::span<const BlockKey> keys
   for (const SegmentEntry* entry : doomed) {
     const auto refuse = [&](const char* why) {
       return absl::FailedPreconditionError(
-          absl::StrCat("segment ", entry->segment.key.ToHex(), " ", why, "; nothing was deleted"));
+          absl::StrCat("segment ", entry->key.ToHex(), " ", why, "; nothing was deleted"));
     };
     if (entry->holds > 0) return refuse("is leased or in use by a put");
     for (const SegmentEntry* c = entry->first_child; c != nullptr; c = c->next_sibling) {
@@ -233,14 +249,14 @@ absl::StatusOr<DeleteResult> SegmentStore::Delete(std::span<const BlockKey> keys
     }
   }
   // Children before parents.
-  std::sort(doomed.begin(), doomed.end(), [](const SegmentEntry* a, const SegmentEntry* b) {
-    return a->segment.index > b->segment.index;
-  });
+  std::sort(doomed.begin(), doomed.end(),
+            [](const SegmentEntry* a, const SegmentEntry* b) { return a->index > b->index; });
   for (SegmentEntry* const entry : doomed) {
     ++result.segments;
-    result.bytes += entry->segment.bytes();
-    tree_->Remove(*entry, garbage);
+    result.bytes += entry->forms.bytes();
+    tree_->Remove(*entry, RemovalReason::kDeleted, garbage);
   }
+  SettleLocked();
   StoreMetrics::Add(metrics_->segments_deleted, result.segments);
   return result;
 }
@@ -292,7 +308,9 @@ int64_t SegmentStore::Evict(int64_t bytes) {
   SegmentTree::Garbage garbage;  // destroyed after the lock
   std::lock_guard<std::mutex> lock(mutex_);
   ExpireLocked();
-  const SegmentTree::Evicted evicted = tree_->Evict(bytes, garbage);
+  SegmentTree::Evicted evicted = tree_->Evict(bytes, kSegmentOverheadBytes, garbage);
+  SettleLocked();
+  evicted.bytes += evicted.segments * kSegmentOverheadBytes;
   StoreMetrics::Add(metrics_->evicted_bytes, evicted.bytes);
   StoreMetrics::Add(metrics_->evicted_segments, evicted.segments);
   StoreMetrics::Add(metrics_->evicted_exact_forms, evicted.exact_forms);
@@ -307,17 +325,26 @@ StoreStats SegmentStore::Stats() const {
 }
 
 std::vector<SegmentSummary> SegmentStore::List(int64_t limit) const {
+  constexpr size_t kAtOnce = 1024;  // a fraction of a millisecond
   std::vector<SegmentSummary> rows;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    rows.reserve(tree_->entries().size());
-    for (const auto& [key, entry] : tree_->entries()) rows.push_back(entry->Summarize());
-  }
+  for (size_t position = 0; Walk(position, kAtOnce, rows);) continue;
   std::sort(rows.begin(), rows.end(), [](const SegmentSummary& a, const SegmentSummary& b) {
     return std::tie(a.context->root, a.index, a.key) < std::tie(b.context->root, b.index, b.key);
   });
   if (limit > 0 && limit < static_cast<int64_t>(rows.size())) rows.resize(limit);
   return rows;
+}
+
+bool SegmentStore::Walk(size_t& position, size_t most, std::vector<SegmentSummary>& rows) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const EntrySlab& entries = tree_->entries();
+  const size_t end = std::min(entries.size(), position + most);
+  for (; position < end; ++position) {
+    if (const SegmentEntry* const entry = entries.At(position); entry != nullptr) {
+      rows.push_back(entry->Summarize());
+    }
+  }
+  return position < entries.size();
 }
 
 absl::StatusOr<Lease> SegmentStore::GrantLocked(std::vector<BlockKey> keys, absl::Duration ttl) {
@@ -349,6 +376,11 @@ int64_t SegmentStore::ExpireLocked() {
 void SegmentStore::UnholdLocked(std::span<const BlockKey> keys) {
   // Present: what is held is never removed.
   for (const BlockKey& key : keys) tree_->Unhold(*tree_->Find(key));
+}
+
+void SegmentStore::SettleLocked() {
+  const int64_t due = tree_->stats().segments * kSegmentOverheadBytes;
+  overhead_.Shrink(overhead_.bytes() - due);
 }
 
 void SegmentStore::Unpin(std::span<const BlockKey> keys) {

@@ -47,6 +47,7 @@ struct DeleteResult {
   int64_t bytes = 0;  // of their blobs
 };
 
+class SegmentObserver;
 class SegmentStore;
 class SegmentTree;
 
@@ -78,15 +79,16 @@ class SegmentPin {
 // Eviction, when the budget asks for room: first the exact data (least recently used first) of
 // segments that also hold the compact or archived form, within their error bound, and have a full
 // successor stored, segment 0 excepted, which stays exact, or are whole sequences; then whole
-// segments without children, least recently used first. Never what is leased or pinned. Bytes that
-// a reader still holds return to the budget when it lets go.
+// segments without children, those of least rank first (eviction_index.h: by frequency, with
+// aging). Never what is leased or pinned. Bytes that a reader still holds return to the budget when
+// it lets go.
 class SegmentStore {
  public:
   using Clock = std::function<absl::Time()>;
 
-  // Becomes the budget's reclaimer. `metrics` must not be null.
+  // Becomes the budget's reclaimer. `metrics` must not be null; `observer` (segment_tree.h) may be.
   SegmentStore(std::shared_ptr<MemoryBudget> budget, std::shared_ptr<StoreMetrics> metrics,
-               Clock clock = &absl::Now);
+               Clock clock = &absl::Now, SegmentObserver* observer = nullptr);
   ~SegmentStore();
   SegmentStore(const SegmentStore&) = delete;
   SegmentStore& operator=(const SegmentStore&) = delete;
@@ -144,13 +146,20 @@ class SegmentStore {
 
   StoreStats Stats() const;
   // At most `limit` rows (0: all), ordered by namespace root, index, key: parents before children.
+  // Like Walk, not one moment's if the store changes meanwhile.
   std::vector<SegmentSummary> List(int64_t limit = 0) const;
+
+  // For walks over all segments that do not stop the store: adds about `most` rows, in no order,
+  // from `position` on (first 0), which it moves; false when there are no more. Every segment that
+  // is held from the first call to the last is among the rows.
+  bool Walk(size_t& position, size_t most, std::vector<SegmentSummary>& rows) const;
 
  private:
   friend class SegmentPin;
   absl::StatusOr<Lease> GrantLocked(std::vector<BlockKey> keys, absl::Duration ttl);
   int64_t ExpireLocked();
   void UnholdLocked(std::span<const BlockKey> keys);
+  void SettleLocked();  // charges the budget for the segments that there are now
   void Unpin(std::span<const BlockKey> keys);
 
   const std::shared_ptr<MemoryBudget> budget_;
@@ -158,6 +167,7 @@ class SegmentStore {
   const Clock clock_;
   mutable std::mutex mutex_;  // taken before the budget's, never inside it; guards what follows
   std::unique_ptr<SegmentTree> tree_;
+  MemoryReservation overhead_;  // of all segments
   LeaseTable leases_;
 };
 

@@ -6,88 +6,96 @@
 namespace fourierkv {
 namespace {
 
-FormSummary Summary(const FormPtr& form) {
-  if (form == nullptr) return {};
-  return {form->bytes(), form->mean_relative_error(), form->max_relative_error()};
-}
+constexpr int64_t kOneUse = 1'000'000'000;  // nanoseconds
 
 }  // namespace
 
-SegmentSummary SegmentEntry::Summarize() const {
-  SegmentSummary summary{.key = segment.key,
-                         .parent = segment.parent,
-                         .context = segment.context,
-                         .index = segment.index,
-                         .tokens = segment.tokens,
-                         .tail = segment.tail,
-                         .forms = {},
-                         .children = children,
-                         .holds = holds,
-                         .last_use = last_used_at};
-  for (const SegmentForm form : kHeldForms) summary.forms[form] = Summary(segment.forms[form]);
-  return summary;
-}
-
 SegmentEntry* SegmentTree::Find(const BlockKey& key) const {
-  const auto it = entries_.find(key);
-  return it == entries_.end() ? nullptr : it->second.get();
+  const Shard& shard = shards_[ShardOf(key)];
+  const auto it = shard.find(key);
+  return it == shard.end() ? nullptr : *it;
 }
 
-SegmentEntry& SegmentTree::Insert(StoredSegment segment, MemoryReservation overhead) {
-  auto owned = std::make_unique<SegmentEntry>();
-  SegmentEntry& entry = *owned;
+IndexedNamespace* SegmentTree::Enter(const std::shared_ptr<const NamespaceContext>& context) {
+  std::unique_ptr<IndexedNamespace>& space = namespaces_[context->root];
+  if (space == nullptr) space = std::make_unique<IndexedNamespace>(IndexedNamespace{context, 0});
+  ++space->segments;
+  return space.get();
+}
+
+SegmentEntry& SegmentTree::Insert(StoredSegment segment) {
+  SegmentEntry& entry = slab_.New();
   entry.serial = next_serial_++;
-  entry.segment = std::move(segment);
-  entry.overhead = std::move(overhead);
-  entry.parent = Find(entry.segment.parent);
-  entries_.emplace(entry.segment.key, std::move(owned));
+  entry.key = segment.key;
+  entry.space = Enter(segment.context);
+  entry.index = static_cast<int32_t>(segment.index);
+  entry.tokens = segment.tokens;
+  entry.tail = segment.tail;
+  entry.capacity = static_cast<int32_t>(segment.capacity);
+  entry.error_bound = segment.error_bound;
+  for (const SegmentForm form : kHeldForms) {
+    FormPtr& given = segment.forms[form];
+    if (given == nullptr || entry.forms.Place(form) != nullptr) continue;
+    Count(given, 1);
+    entry.forms.Set(std::move(given));
+  }
+  entry.parent = Find(segment.parent);
+  shards_[ShardOf(entry.key)].insert(&entry);
   ++stats_.segments;
-  if (entry.segment.tail) ++stats_.tails;
-  for (const SegmentForm form : kHeldForms) Count(entry.segment.forms[form], 1);
+  if (entry.tail) ++stats_.tails;
   if (SegmentEntry* const parent = entry.parent; parent != nullptr) {
     entry.next_sibling = parent->first_child;
     if (parent->first_child != nullptr) parent->first_child->previous_sibling = &entry;
     parent->first_child = &entry;
     ++parent->children;
-    if (!entry.segment.tail) ++parent->full_children;
+    if (!entry.tail) ++parent->full_children;
     Refresh(*parent);
   }
   Touch(entry);
+  Refresh(entry);
+  if (observer_ != nullptr) observer_->Held(entry);
   return entry;
 }
 
 bool SegmentTree::AddForm(SegmentEntry& entry, FormPtr form) {
-  FormPtr& slot = entry.segment.forms[form->form()];
-  const bool redundant = IsExactData(form->form()) && entry.segment.exact_data() != nullptr;
-  if (slot != nullptr || redundant) return false;
-  slot = std::move(form);
-  Count(slot, 1);
+  if (entry.forms.Place(form->form()) != nullptr) return false;
+  Count(form, 1);
+  entry.forms.Set(std::move(form));
   Refresh(entry);
+  if (observer_ != nullptr) observer_->Held(entry);
   return true;
 }
 
-void SegmentTree::TightenBound(SegmentEntry& entry, float bound) {
-  entry.segment.error_bound = std::min(entry.segment.error_bound, bound);
+void SegmentTree::DropForm(SegmentEntry& entry, SegmentForm form, RemovalReason reason,
+                           Garbage& garbage) {
+  FormPtr taken = entry.forms.Take(form);
+  if (taken == nullptr) return;
+  Count(taken, -1);
+  garbage.push_back(std::move(taken));
   Refresh(entry);
+  if (observer_ == nullptr) return;
+  if (entry.forms.empty()) {
+    observer_->Gone(entry, reason);
+  } else {
+    observer_->Held(entry);
+  }
 }
 
-FormPtr SegmentTree::TakeForm(SegmentEntry& entry, SegmentForm form) {
-  FormPtr taken = std::move(entry.segment.forms[form]);
-  Count(taken, -1);
+void SegmentTree::TightenBound(SegmentEntry& entry, float bound) {
+  entry.error_bound = std::min(entry.error_bound, bound);
   Refresh(entry);
-  return taken;
 }
 
 void SegmentTree::BeginTouch(absl::Time now) {
   ++tick_;
-  now_ = now;
+  now_ = absl::ToUnixNanos(now);
 }
 
 void SegmentTree::Touch(SegmentEntry& entry) {
   // No tick is newer, so an entry that has this one has passed it on to its ancestors.
   for (SegmentEntry* e = &entry; e != nullptr && e->last_use != tick_; e = e->parent) {
+    index_.Use(*e, tick_, e->uses == 0 || now_ / kOneUse != e->last_used_at / kOneUse);
     e->last_used_at = now_;
-    Refresh(*e, tick_);
   }
 }
 
@@ -99,8 +107,10 @@ void SegmentTree::Unhold(SegmentEntry& entry) {
   if (--entry.holds == 0) Refresh(entry);
 }
 
-void SegmentTree::Remove(SegmentEntry& entry, Garbage& garbage) {
-  index_.Update(entry, entry.last_use, false, false);
+void SegmentTree::Remove(SegmentEntry& entry, RemovalReason reason, Garbage& garbage) {
+  // A hole was reported when it lost what it held.
+  if (observer_ != nullptr && !entry.forms.empty()) observer_->Gone(entry, reason);
+  index_.Update(entry, false, false);
   if (SegmentEntry* const parent = entry.parent; parent != nullptr) {
     SegmentEntry*& link = entry.previous_sibling != nullptr ? entry.previous_sibling->next_sibling
                                                             : parent->first_child;
@@ -108,29 +118,35 @@ void SegmentTree::Remove(SegmentEntry& entry, Garbage& garbage) {
     if (entry.next_sibling != nullptr)
       entry.next_sibling->previous_sibling = entry.previous_sibling;
     --parent->children;
-    if (!entry.segment.tail) --parent->full_children;
+    if (!entry.tail) --parent->full_children;
     Refresh(*parent);
   }
   --stats_.segments;
-  if (entry.segment.tail) --stats_.tails;
-  for (const SegmentForm form : kHeldForms) Count(entry.segment.forms[form], -1);
-  const auto it = entries_.find(entry.segment.key);
-  garbage.entries.push_back(std::move(it->second));
-  entries_.erase(it);
+  if (entry.tail) --stats_.tails;
+  for (const SegmentForm form : kHeldForms) {
+    if (FormPtr taken = entry.forms.Take(form); taken != nullptr) {
+      Count(taken, -1);
+      garbage.push_back(std::move(taken));
+    }
+  }
+  if (--entry.space->segments == 0) namespaces_.erase(entry.space->context->root);
+  shards_[ShardOf(entry.key)].erase(&entry);
+  slab_.Free(entry);
 }
 
-SegmentTree::Evicted SegmentTree::Evict(int64_t bytes, Garbage& garbage) {
+SegmentTree::Evicted SegmentTree::Evict(int64_t bytes, int64_t overhead, Garbage& garbage) {
   Evicted evicted;
-  while (evicted.bytes < bytes) {
+  while (evicted.bytes + evicted.segments * overhead < bytes) {
     if (auto* exact = static_cast<SegmentEntry*>(index_.NextExact()); exact != nullptr) {
-      const FormPtr& form = exact->segment.exact_data();
+      const FormPtr& form = exact->forms.exact_data();
       evicted.bytes += form->bytes();
       ++evicted.exact_forms;
-      garbage.forms.push_back(TakeForm(*exact, form->form()));
+      DropForm(*exact, form->form(), RemovalReason::kEvicted, garbage);
     } else if (auto* last = static_cast<SegmentEntry*>(index_.NextRemovable()); last != nullptr) {
-      evicted.bytes += last->segment.bytes() + last->overhead.bytes();
+      evicted.bytes += last->forms.bytes();
       ++evicted.segments;
-      Remove(*last, garbage);
+      index_.Age(*last);
+      Remove(*last, RemovalReason::kEvicted, garbage);
     } else {
       break;
     }
@@ -139,27 +155,22 @@ SegmentTree::Evicted SegmentTree::Evict(int64_t bytes, Garbage& garbage) {
 }
 
 void SegmentTree::Count(const FormPtr& form, int sign) {
-  if (form == nullptr) return;
   FormTotals& totals = stats_.forms[form->form()];
   totals.count += sign;
   totals.bytes += sign * form->bytes();
 }
 
-void SegmentTree::Refresh(SegmentEntry& entry, uint64_t last_use) {
-  const StoredSegment& s = entry.segment;
-  const FormPtr& compact = s.forms[SegmentForm::kCompact];
-  const FormPtr& compressed = compact != nullptr ? compact : s.forms[SegmentForm::kArchived];
+void SegmentTree::Refresh(SegmentEntry& entry) {
+  const FormPtr& compact = entry.forms.Place(SegmentForm::kCompact);
+  const FormPtr& compressed =
+      compact != nullptr ? compact : entry.forms.Place(SegmentForm::kArchived);
   // Whole sequences are never continued: a decoder reads the compact form.
-  const bool superseded = s.capacity > 0 || (entry.full_children > 0 && s.index > 0);
-  const bool exact_droppable = entry.holds == 0 && s.exact_data() != nullptr &&
+  const bool superseded = entry.capacity > 0 || (entry.full_children > 0 && entry.index > 0);
+  const bool exact_droppable = entry.holds == 0 && entry.forms.exact_data() != nullptr &&
                                compressed != nullptr && superseded &&
-                               compressed->max_relative_error() <= s.error_bound;
+                               compressed->max_relative_error() <= entry.error_bound;
   const bool removable = entry.holds == 0 && entry.children == 0;
-  if (entry.last_use == last_use && entry.exact_droppable == exact_droppable &&
-      entry.removable == removable) {
-    return;
-  }
-  index_.Update(entry, last_use, exact_droppable, removable);
+  index_.Update(entry, exact_droppable, removable);
 }
 
 }  // namespace fourierkv

@@ -2,65 +2,67 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/time/time.h"
 #include "kv_service/core/block_key.h"
 #include "kv_service/core/eviction_index.h"
-#include "kv_service/core/memory_budget.h"
+#include "kv_service/core/segment_entry.h"
 #include "kv_service/core/stored_segment.h"
 
 namespace fourierkv {
 
-// Links are to entries of the same tree. Change through SegmentTree only.
-struct SegmentEntry : EvictionNode {
-  StoredSegment segment;
-  MemoryReservation overhead;
-  SegmentEntry* parent = nullptr;  // null for segment 0
-  SegmentEntry* first_child = nullptr;
-  SegmentEntry* previous_sibling = nullptr;
-  SegmentEntry* next_sibling = nullptr;
-  int children = 0;
-  int full_children = 0;  // those that are no tails
-  int holds = 0;
-  absl::Time last_used_at;
+// Why a segment is no longer held.
+enum class RemovalReason : uint8_t { kEvicted = 1, kDeleted = 2, kDamaged = 3 };
 
-  SegmentSummary Summarize() const;
+// Told of every change of what is held, in order, while the store is locked: it must be quick and
+// must not call the store.
+class SegmentObserver {
+ public:
+  virtual ~SegmentObserver() = default;
+  // What `entry` holds has changed: some form at least. Also of a segment that is new.
+  virtual void Held(const SegmentEntry& entry) = 0;
+  // Nothing is held of `entry` any more. Once for every time after which Held came.
+  virtual void Gone(const SegmentEntry& entry, RemovalReason reason) = 0;
 };
 
-// Not thread safe. What is let go is moved to `garbage`, so that the caller can free memory after
-// it has unlocked.
+// Not thread safe. Forms that are let go are moved to `garbage`, so that the caller can free memory
+// after it has unlocked.
 class SegmentTree {
  public:
-  struct Garbage {
-    std::vector<std::unique_ptr<SegmentEntry>> entries;
-    std::vector<FormPtr> forms;
-  };
+  using Garbage = std::vector<FormPtr>;
 
   struct Evicted {
-    int64_t bytes = 0;
+    int64_t bytes = 0;  // of blobs; the bookkeeping's are not counted
     int64_t segments = 0;
     int64_t exact_forms = 0;  // lossless ones too
   };
+
+  // `observer` may be null; it must outlive the tree.
+  explicit SegmentTree(SegmentObserver* observer = nullptr) : observer_(observer) {}
 
   SegmentEntry* Find(const BlockKey& key) const;
 
   // Requires that the key is not there, and that the parent is, unless it is the root. Most
   // recently used.
-  SegmentEntry& Insert(StoredSegment segment, MemoryReservation overhead);
+  SegmentEntry& Insert(StoredSegment segment);
 
   // Adds a form, unless the entry holds that or, for exact data, the other form of it; true if it
-  // did. TakeForm takes one away.
+  // did. DropForm takes one away, for `reason`.
   bool AddForm(SegmentEntry& entry, FormPtr form);
-  FormPtr TakeForm(SegmentEntry& entry, SegmentForm form);
+  void DropForm(SegmentEntry& entry, SegmentForm form, RemovalReason reason, Garbage& garbage);
 
   // Lowers the entry's error bound to `bound`, if that is lower.
   void TightenBound(SegmentEntry& entry, float bound);
 
   // Entries touched between two calls of BeginTouch are equally recent, as are all their ancestors.
+  // A touch counts as another use of an entry a second after the last one at the earliest: match,
+  // put and fetch of one request are one use.
   void BeginTouch(absl::Time now);
   void Touch(SegmentEntry& entry);
 
@@ -69,27 +71,50 @@ class SegmentTree {
   void Unhold(SegmentEntry& entry);
 
   // Requires an entry without children.
-  void Remove(SegmentEntry& entry, Garbage& garbage);
+  void Remove(SegmentEntry& entry, RemovalReason reason, Garbage& garbage);
 
-  // Lets go at least `bytes`, or all that is evictable, in the order that SegmentStore documents.
-  Evicted Evict(int64_t bytes, Garbage& garbage);
+  // Lets go at least `bytes`, or all that is evictable, in the order that SegmentStore documents;
+  // `overhead` is what a segment frees beside its blobs.
+  Evicted Evict(int64_t bytes, int64_t overhead, Garbage& garbage);
 
-  const absl::flat_hash_map<BlockKey, std::unique_ptr<SegmentEntry>>& entries() const {
-    return entries_;
-  }
+  // For walks over all entries; they may pause (EntrySlab).
+  const EntrySlab& entries() const { return slab_; }
   // All but leases; kept up to date, not counted.
   const StoreStats& stats() const { return stats_; }
+  // Of all namespaces with segments, by root key.
+  const absl::flat_hash_map<Digest, std::unique_ptr<IndexedNamespace>>& namespaces() const {
+    return namespaces_;
+  }
 
  private:
-  void Count(const FormPtr& form, int sign);
-  void Refresh(SegmentEntry& entry) { Refresh(entry, entry.last_use); }
-  void Refresh(SegmentEntry& entry, uint64_t last_use);
+  struct KeyHash {
+    using is_transparent = void;
+    size_t operator()(const BlockKey& key) const { return absl::Hash<BlockKey>()(key); }
+    size_t operator()(const SegmentEntry* entry) const { return (*this)(entry->key); }
+  };
+  struct KeyEqual {
+    using is_transparent = void;
+    static const BlockKey& Key(const BlockKey& key) { return key; }
+    static const BlockKey& Key(const SegmentEntry* entry) { return entry->key; }
+    bool operator()(const auto& a, const auto& b) const { return Key(a) == Key(b); }
+  };
+  // By the key's first byte, so that a table that grows does not stop the store for long.
+  static constexpr size_t kShards = 64;
+  using Shard = absl::flat_hash_set<SegmentEntry*, KeyHash, KeyEqual>;
+  static size_t ShardOf(const BlockKey& key) { return key.bytes[0] % kShards; }
 
-  absl::flat_hash_map<BlockKey, std::unique_ptr<SegmentEntry>> entries_;
+  IndexedNamespace* Enter(const std::shared_ptr<const NamespaceContext>& context);
+  void Count(const FormPtr& form, int sign);
+  void Refresh(SegmentEntry& entry);
+
+  SegmentObserver* const observer_;
+  EntrySlab slab_;
+  std::array<Shard, kShards> shards_;
+  absl::flat_hash_map<Digest, std::unique_ptr<IndexedNamespace>> namespaces_;
   EvictionIndex index_;
   StoreStats stats_;
   uint64_t tick_ = 0;
-  absl::Time now_;
+  int64_t now_ = 0;  // nanoseconds since the epoch
   uint64_t next_serial_ = 0;
 };
 

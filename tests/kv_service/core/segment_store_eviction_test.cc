@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "core_fixtures.h"
+#include "kv_service/core/eviction_index.h"
 #include "kv_service/core/segment_store.h"
 
 namespace fourierkv {
@@ -48,7 +49,7 @@ TEST_F(EvictionTest, ChildrenGoBeforeParents) {
   EXPECT_EQ(f_.budget->used(), 0);
 }
 
-TEST_F(EvictionTest, TheLeastRecentlyUsedSequenceGoesFirst) {
+TEST_F(EvictionTest, OfEquallyUsedSequencesTheLeastRecentlyUsedGoesFirst) {
   const auto a = Chain(2 * kS);
   const auto b = Chain(2 * kS);
   const auto c = Chain(2 * kS);
@@ -72,6 +73,52 @@ TEST_F(EvictionTest, UseOfASegmentIsUseOfEverythingBeforeIt) {
   for (int i = 0; i < 3; ++i) f_.store.Evict(1);
   EXPECT_TRUE(Stored(a[2]));
   EXPECT_FALSE(Stored(b[0]));
+}
+
+TEST_F(EvictionTest, WhatIsUsedAgainAndAgainOutlivesAScan) {
+  const auto popular = Chain(2 * kS);
+  ASSERT_TRUE(f_.Commit(popular, true, false).ok());
+  const int64_t one = f_.budget->used() / 2;
+  StoreFixture tight(4 * one);
+  ASSERT_TRUE(tight.Commit(popular, true, false).ok());
+  for (int use = 0; use < 5; ++use) {
+    tight.now += absl::Seconds(1);
+    ASSERT_TRUE(tight.store.Match(tight.Keys(popular)).ok());
+  }
+  // Sequences that nobody comes back to, each newer than the popular one's last use.
+  for (int i = 0; i < 8; ++i) {
+    tight.now += absl::Seconds(1);
+    ASSERT_TRUE(tight.Commit(Chain(kS), true, false).ok());
+  }
+  EXPECT_EQ(tight.store.Match(tight.Keys(popular))->segments.size(), 2);
+}
+
+TEST_F(EvictionTest, WhatWasPopularOnceIsForgotten) {
+  const auto popular = Chain(kS);
+  ASSERT_TRUE(f_.Commit(popular, true, false).ok());
+  StoreFixture tight(2 * f_.budget->used());
+  ASSERT_TRUE(tight.Commit(popular, true, false).ok());
+  for (int use = 0; use < 1000; ++use) {
+    tight.now += absl::Seconds(1);
+    ASSERT_TRUE(tight.store.Match(tight.Keys(popular)).ok());
+  }
+  for (int i = 0; i < 2 * EvictionIndex::kMaxUses; ++i) {
+    ASSERT_TRUE(tight.Commit(Chain(kS), true, false).ok());
+  }
+  EXPECT_FALSE(tight.store.Describe(popular[0].key).ok());
+}
+
+TEST_F(EvictionTest, MatchPutAndFetchOfOneRequestAreOneUse) {
+  const auto once = Chain(kS);
+  const auto twice = Chain(kS);
+  ASSERT_TRUE(f_.Commit(twice, true, false).ok());
+  f_.now += absl::Seconds(1);
+  ASSERT_TRUE(f_.store.Match(f_.Keys(twice)).ok());
+  ASSERT_TRUE(f_.Commit(once, true, false).ok());
+  for (int i = 0; i < 5; ++i) f_.store.Get(f_.Keys(once));
+  f_.store.Evict(1);
+  EXPECT_TRUE(Stored(twice[0]));
+  EXPECT_FALSE(Stored(once[0]));
 }
 
 TEST_F(EvictionTest, ABudgetUnderPressureEvictsByItself) {

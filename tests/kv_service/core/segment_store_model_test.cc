@@ -7,6 +7,7 @@
 #include <set>
 
 #include "core_fixtures.h"
+#include "kv_service/core/eviction_index.h"
 #include "kv_service/core/segment_store.h"
 
 namespace fourierkv {
@@ -17,6 +18,9 @@ struct ModelSegment {
   int64_t exact = 0;      // bytes
   int64_t compact = 0;
   int64_t last_use = 0;
+  absl::Time used_at;
+  int64_t uses = 0;
+  int64_t rank = 0;
   int64_t born = 0;
   int holds = 0;
 };
@@ -25,7 +29,14 @@ class Model {
  public:
   void Touch(const BlockKey& key) {
     for (auto it = all.find(key); it != all.end(); it = all.find(it->second.segment.parent)) {
-      it->second.last_use = tick;
+      ModelSegment& s = it->second;
+      const auto second = [](absl::Time t) { return absl::ToUnixSeconds(t); };
+      if (s.uses == 0 || second(s.used_at) != second(now)) {
+        s.uses = std::min<int64_t>(s.uses + 1, EvictionIndex::kMaxUses);
+      }
+      s.rank = age + s.uses;
+      s.used_at = now;
+      s.last_use = tick;
     }
   }
 
@@ -59,12 +70,17 @@ class Model {
             older(s, exact)) {
           exact = &s;
         }
-        if (!HasChild(key, false) && older(s, whole)) whole = &s;
+        const auto lower = [](const ModelSegment& a, const ModelSegment* b) {
+          return b == nullptr ||
+                 std::tuple(a.rank, a.last_use, a.born) < std::tuple(b->rank, b->last_use, b->born);
+        };
+        if (!HasChild(key, false) && lower(s, whole)) whole = &s;
       }
       if (exact != nullptr) {
         freed += std::exchange(exact->exact, 0);
       } else if (whole != nullptr) {
         freed += whole->exact + whole->compact + kSegmentOverheadBytes;
+        age = std::max(age, whole->rank);
         all.erase(whole->segment.key);
       } else {
         return;
@@ -75,6 +91,8 @@ class Model {
   std::map<BlockKey, ModelSegment> all;
   int64_t tick = 0;
   int64_t births = 0;
+  int64_t age = 0;
+  absl::Time now;
 };
 
 class ModelTest : public testing::Test {
@@ -128,6 +146,7 @@ TEST_F(ModelTest, RandomOperationsAgree) {
     const std::vector<StoredSegment> some(chain.begin(), chain.begin() + n);
     const std::vector<BlockKey> keys = f_.Keys(some);
     ++model_.tick;
+    model_.now = f_.now;
     switch (rng() % 8) {
       case 0:
       case 1: {
