@@ -37,6 +37,10 @@ bool MayBe(const StoredSegment& segment, SegmentForm form) {
 
 }  // namespace
 
+bool MayHold(const StoredSegment& segment, SegmentForm form) {
+  return form != SegmentForm::kDense && MayBe(segment, form);
+}
+
 std::vector<FormWay> WaysToServe(const StoredSegment& segment,
                                  std::span<const SegmentForm> wanted) {
   std::vector<FormWay> ways;

@@ -19,6 +19,10 @@ struct FormWay {
   bool operator==(const FormWay&) const = default;
 };
 
+// Whether a store may hold `form` of the segment: COMPACT and ARCHIVED need a profile that makes
+// them, and no tail; DENSE is only ever made.
+bool MayHold(const StoredSegment& segment, SegmentForm form);
+
 // All ways to give one of `wanted`, best first: forms that are held, in the order of `wanted`; then
 // forms that can be made, in that order, each of its most faithful source first, then its cheapest.
 // COMPACT is made of full segments and whole sequences with a profile only, ARCHIVED if that has an

@@ -28,8 +28,8 @@ const char* DurabilityName(Durability durability);
 
 // A segment as a tier knows it, without its bytes.
 struct TierSegment {
-  StoredSegment segment;       // its identity and error bound; no forms
-  PerForm<FormSummary> forms;  // bytes = 0 where not held
+  StoredSegment segment{};       // its identity and error bound; no forms
+  PerForm<FormSummary> forms{};  // bytes = 0 where not held
 };
 
 struct TierWant {
@@ -67,6 +67,9 @@ class SegmentTier {
 
   // Wants that one call of Load handles best; the caller spreads more over threads.
   virtual int load_batch() const = 0;
+
+  // Whether Describe answers from memory, without I/O, so that it may be called from any thread.
+  virtual bool DescribesAtOnce() const { return false; }
 
   // Keeps every form that `segments` have and the tier has not, the lower error bound, and the
   // codec profiles that they need; parents before children. OK only once all of it is as durable as

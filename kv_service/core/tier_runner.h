@@ -1,0 +1,99 @@
+// Calls a tier from threads of its own, so that nobody waits longer for it than he said, and
+// counts.
+
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kv_service/core/bandwidth_meter.h"
+#include "kv_service/core/segment_tier.h"
+
+namespace fourierkv {
+
+// How long calls took. Thread safe; counters only grow.
+class LatencyHistogram {
+ public:
+  // Upper bounds in seconds; one more bucket takes the rest.
+  static constexpr std::array<double, 12> kBounds = {0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03,
+                                                     0.1,    0.3,    1,     3,     10,   30};
+
+  void Record(absl::Duration elapsed);
+  std::array<uint64_t, kBounds.size() + 1> counts() const;
+  double sum_seconds() const;
+
+ private:
+  std::array<std::atomic<uint64_t>, kBounds.size() + 1> counts_{};
+  std::atomic<uint64_t> nanoseconds_{0};
+};
+
+struct TierMetrics {
+  std::atomic<uint64_t> hits{0};    // forms asked for and loaded
+  std::atomic<uint64_t> misses{0};  // asked for and not, for whatever reason
+  std::atomic<uint64_t> late{0};    // of these, those that did not come in time
+  std::atomic<uint64_t> loaded_bytes{0};
+  std::atomic<uint64_t> stored_bytes{0};  // of forms offered; what is held is not written again
+  std::atomic<uint64_t> store_failures{0};
+  LatencyHistogram load_latency;
+  LatencyHistogram store_latency;
+  BandwidthMeter load_bandwidth;
+};
+
+// A want that outlives whoever asked.
+struct OwnedWant {
+  StoredSegment segment;
+  SegmentForm form = SegmentForm::kExact;
+};
+
+// Thread safe. Calls return at their deadline at the latest, with DeadlineExceeded, whatever the
+// tier does; what it still does then is dropped when it is done. Unavailable when so much is queued
+// that the tier seems to be stuck.
+class TierRunner {
+ public:
+  TierRunner(std::shared_ptr<SegmentTier> tier, int threads);
+  // Waits for calls that are running.
+  ~TierRunner();
+  TierRunner(const TierRunner&) = delete;
+  TierRunner& operator=(const TierRunner&) = delete;
+
+  SegmentTier& tier() const { return *tier_; }
+  const TierMetrics& metrics() const { return metrics_; }
+
+  absl::Status Store(std::vector<StoredSegment> segments, absl::Time deadline);
+  absl::StatusOr<std::vector<std::optional<TierSegment>>> Describe(std::vector<BlockKey> keys,
+                                                                   absl::Time deadline);
+  // In parallel; what came in time is there, the rest is DeadlineExceeded.
+  std::vector<absl::StatusOr<FormPtr>> Load(std::vector<OwnedWant> wants,
+                                            std::shared_ptr<MemoryBudget> budget,
+                                            absl::Time deadline);
+  absl::Status Remove(std::vector<BlockKey> keys, absl::Time deadline);
+  absl::Status StoreProfile(std::shared_ptr<const ProfileLayout> profile, absl::Time deadline);
+
+ private:
+  // False if too much is queued.
+  bool Post(std::function<void()> job);
+  void Work();
+
+  const std::shared_ptr<SegmentTier> tier_;
+  TierMetrics metrics_;
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable wake_;
+  std::deque<std::function<void()>> jobs_;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace fourierkv
