@@ -19,6 +19,7 @@
 #include "compute/codec/archive_builder.h"
 #include "compute/codec/archive_codec.h"
 #include "compute/codec/archive_kernels.h"
+#include "compute/codec/segment_layout.h"
 #include "compute/model/byte_tokenizer.h"
 #include "compute/model/llama_runner.h"
 
@@ -30,6 +31,7 @@ constexpr int kSegment = 256;
 struct Options {
   std::string model;
   std::vector<std::string> texts;
+  std::string profile;  // empty: an archive is made for --step and --rounding
   int tokens = 8192;
   double step = 3;
   int rounding = 102;
@@ -48,9 +50,10 @@ void Require(const absl::Status& status) {
   std::exit(1);
 }
 
-double ThreadSeconds() {
+// Of all threads: backends may have their own.
+double CpuSeconds() {
   timespec now;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
@@ -174,21 +177,62 @@ double IdealBits(const std::map<std::pair<int, int>, std::map<int, int>>& histog
   return bits / values;
 }
 
-nlohmann::json Measure(const ArchiveCodec& codec, std::span<const ArchiveSample> samples,
+// CPU seconds of making the compact form of archived parts, as a fetch does: from the rotated
+// channels that both forms share, or from the decoded values.
+class Transcoder {
+ public:
+  explicit Transcoder(const ProfileLayout& layout)
+      : layout_(layout), backend_(CreateCpuBackend(/*threads=*/1)) {}
+
+  bool Shares(int layer, Part part) const { return layout_.rotated_part(layer, part) != nullptr; }
+
+  double Seconds(const ArchiveSample& s, std::span<const std::byte> archived, bool rotated) {
+    const ArchiveCodec& codec = *layout_.archive();
+    const PartLayout& part =
+        rotated ? *layout_.rotated_part(s.layer, s.part) : layout_.part(s.layer, s.part);
+    values_.resize(s.dense.size());
+    payload_.resize((part.payload_bytes + 7) / 8);
+    EncodeJob job{.layout = &part,
+                  .dense = values_.data(),
+                  .head_stride = int64_t{kSegment} * codec.geometry().head_dim,
+                  .payload = reinterpret_cast<std::byte*>(payload_.data())};
+    const double start = CpuSeconds();
+    Require(rotated ? codec.DecodeRotated(s.layer, s.part, s.first_token, archived, values_)
+                    : codec.Decode(s.layer, s.part, s.dtype, s.first_token, archived, values_));
+    Require(backend_->Encode(rotated ? KvDtype::kBf16 : s.dtype, std::span(&job, 1)));
+    return CpuSeconds() - start;
+  }
+
+ private:
+  const ProfileLayout& layout_;
+  std::unique_ptr<ComputeBackend> backend_;
+  std::vector<uint16_t> values_;
+  std::vector<uint64_t> payload_;  // aligned as backends want it
+};
+
+nlohmann::json Measure(const ProfileLayout& layout, std::span<const ArchiveSample> samples,
                        Part part) {
+  const ArchiveCodec& codec = *layout.archive();
+  Transcoder transcoder(layout);
+  double through_values = 0, through_rotated = 0, rotated_values = 0;
   double values = 0, bytes = 0, encode = 0, decode = 0, error = 0, parts = 0;
   std::map<std::pair<int, int>, std::map<int, int>> histograms;
   for (const ArchiveSample& s : samples) {
     if (s.part != part) continue;
-    double start = ThreadSeconds();
+    double start = CpuSeconds();
     const ArchivedPart archived =
         Require(codec.Encode(s.layer, part, s.dtype, s.first_token, s.dense));
-    encode += ThreadSeconds() - start;
+    encode += CpuSeconds() - start;
     std::vector<uint16_t> decoded(s.dense.size());
-    start = ThreadSeconds();
+    start = CpuSeconds();
     Require(
         codec.Decode(s.layer, part, s.dtype, s.first_token, archived.payload, std::span(decoded)));
-    decode += ThreadSeconds() - start;
+    decode += CpuSeconds() - start;
+    through_values += transcoder.Seconds(s, archived.payload, /*rotated=*/false);
+    if (transcoder.Shares(s.layer, part)) {
+      through_rotated += transcoder.Seconds(s, archived.payload, /*rotated=*/true);
+      rotated_values += static_cast<double>(s.dense.size());
+    }
     const std::vector<int16_t> q = Require(codec.DecodeSymbols(s.layer, part, archived.payload));
     for (size_t i = 0; i < q.size(); ++i) {
       const size_t place = i / kSegment * kArchiveBlock + i % kArchiveBlock;
@@ -200,14 +244,39 @@ nlohmann::json Measure(const ArchiveCodec& codec, std::span<const ArchiveSample>
     ++parts;
   }
   const double ideal = IdealBits(histograms);
-  return {{"bits_per_element", 8 * bytes / values},
-          {"ideal_bits_per_element", ideal},
-          {"over_ideal", 8 * bytes / values / ideal - 1},
-          {"ratio", 2 * values / bytes},
-          {"bytes_per_part", bytes / parts},
-          {"mean_relative_error", error / parts},
-          {"encode_mb_per_s", 2e-6 * values / encode},
-          {"decode_mb_per_s", 2e-6 * values / decode}};
+  nlohmann::json result = {{"bits_per_element", 8 * bytes / values},
+                           {"ideal_bits_per_element", ideal},
+                           {"over_ideal", 8 * bytes / values / ideal - 1},
+                           {"ratio", 2 * values / bytes},
+                           {"bytes_per_part", bytes / parts},
+                           {"mean_relative_error", error / parts},
+                           {"encode_mb_per_s", 2e-6 * values / encode},
+                           {"decode_mb_per_s", 2e-6 * values / decode},
+                           {"to_compact_mb_per_s", 2e-6 * values / through_values}};
+  if (rotated_values > 0) {
+    result["to_compact_in_rotated_channels_mb_per_s"] = 2e-6 * rotated_values / through_rotated;
+  }
+  return result;
+}
+
+CodecProfile MadeProfile(const Options& options, const LlamaModel& model,
+                         const Recording& training) {
+  CodecProfile profile = UniformProfile(model.config().Geometry(), 0, 0, 1, 4);
+  profile.name = "uniform";
+  profile.archive =
+      Require(BuildArchive(profile, Statistics(model, training),
+                           {.step = options.step, .rounding = options.rounding}, training.samples));
+  return profile;
+}
+
+CodecProfile ReadProfile(const Options& options, const LlamaModel& model) {
+  CodecProfile profile = Require(CodecProfile::FromFile(options.profile));
+  Require(profile.CheckFits(model.config().Geometry()));
+  if (!profile.archive.has_value() || profile.segment_tokens != kSegment) {
+    Require(absl::InvalidArgumentError(
+        absl::StrCat(options.profile, " has no archive of segments of ", kSegment, " tokens")));
+  }
+  return profile;
 }
 
 nlohmann::json Run(const Options& options) {
@@ -222,20 +291,18 @@ nlohmann::json Run(const Options& options) {
   if (tokens.size() < 2 * half) {
     Require(absl::InvalidArgumentError("the texts have fewer than twice --tokens bytes"));
   }
-  const Recording training = Record(model, std::span(tokens).first(half));
   const Recording unseen = Record(model, std::span(tokens).subspan(half, half));
-  CodecProfile profile = UniformProfile(model->config().Geometry(), 0, 0, 1, 4);
-  profile.archive =
-      Require(BuildArchive(profile, Statistics(*model, training),
-                           {.step = options.step, .rounding = options.rounding}, training.samples));
-  const auto codec = Require(ArchiveCodec::Create(profile));
+  const CodecProfile profile =
+      options.profile.empty()
+          ? MadeProfile(options, *model, Record(model, std::span(tokens).first(half)))
+          : ReadProfile(options, *model);
+  const ProfileLayout layout(profile);
   return {{"model", options.model},
           {"tokens", options.tokens},
-          {"step", options.step},
-          {"rounding", options.rounding},
+          {"profile", profile.name},
           {"profile_bytes", profile.ToJson().size()},
-          {"k", Measure(*codec, unseen.samples, Part::kK)},
-          {"v", Measure(*codec, unseen.samples, Part::kV)}};
+          {"k", Measure(layout, unseen.samples, Part::kK)},
+          {"v", Measure(layout, unseen.samples, Part::kV)}};
 }
 
 }  // namespace
@@ -246,6 +313,8 @@ int main(int argc, char** argv) {
   CLI::App app("Bytes and speed of archived segments on a model's KV");
   app.add_option("--model", options.model, "model folder")->required();
   app.add_option("--text", options.texts, "text files")->required()->check(CLI::ExistingFile);
+  app.add_option("--profile", options.profile, "with an archive; without, one is made")
+      ->check(CLI::ExistingFile);
   app.add_option("--tokens", options.tokens, "for training, and as many for measuring")
       ->check(CLI::Range(1024, 1 << 20))
       ->capture_default_str();
