@@ -347,6 +347,13 @@ bool SegmentStore::Walk(size_t& position, size_t most, std::vector<SegmentSummar
   return position < entries.size();
 }
 
+std::vector<std::shared_ptr<const NamespaceContext>> SegmentStore::Namespaces() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<std::shared_ptr<const NamespaceContext>> contexts;
+  for (const auto& [root, space] : tree_->namespaces()) contexts.push_back(space->context);
+  return contexts;
+}
+
 absl::StatusOr<Lease> SegmentStore::GrantLocked(std::vector<BlockKey> keys, absl::Duration ttl) {
   if (leases_.size() >= kMaxLeases) {
     return absl::ResourceExhaustedError(

@@ -25,7 +25,7 @@ namespace fourierkv {
 inline constexpr int64_t kMaxLeaseKeys = 65536;
 inline constexpr int64_t kMaxLeases = 65536;
 inline constexpr int64_t kMaxLeasedKeys = int64_t{1} << 22;  // over all leases
-inline constexpr absl::Duration kMaxLeaseTtl = absl::Minutes(10);
+inline constexpr absl::Duration kMaxLeaseTtl = absl::Hours(24 * 7);
 
 // Bookkeeping bytes charged for a segment beside its blobs.
 inline constexpr int64_t kSegmentOverheadBytes = 1024;
@@ -153,6 +153,9 @@ class SegmentStore {
   // from `position` on (first 0), which it moves; false when there are no more. Every segment that
   // is held from the first call to the last is among the rows.
   bool Walk(size_t& position, size_t most, std::vector<SegmentSummary>& rows) const;
+
+  // Those that have segments here, in no order.
+  std::vector<std::shared_ptr<const NamespaceContext>> Namespaces() const;
 
  private:
   friend class SegmentPin;

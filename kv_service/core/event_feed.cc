@@ -1,0 +1,72 @@
+#include "kv_service/core/event_feed.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kv_service/core/segment_store.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr int64_t kMostEvents = 1024;      // of one message: about 150 kB on the wire
+constexpr size_t kMostSnapshotRows = 512;  // and this long a look at the store
+
+}  // namespace
+
+EventFeed::EventFeed(EventLog* log, const SegmentStore* store, uint64_t epoch, uint64_t from,
+                     Filter visible)
+    : log_(log),
+      store_(store),
+      visible_(std::move(visible)),
+      // Numbers that are yet to come are nobody's: they must not become true by waiting.
+      in_snapshot_(epoch != log->epoch() || from > log->latest()),
+      after_(from) {}
+
+bool EventFeed::Next(absl::Time until, Message& message) {
+  message = Message();
+  if (!in_snapshot_) {
+    switch (log_->Read(after_, kMostEvents, until, message.events)) {
+      case EventLog::ReadResult::kShutDown:
+        return false;
+      case EventLog::ReadResult::kTooFar:
+        in_snapshot_ = true;
+        break;
+      case EventLog::ReadResult::kEvents:
+        message.after = after_;
+        message.through = after_ += message.events.size();
+        Hide(message.events);
+        return true;
+    }
+  }
+  Snapshot(message);
+  return true;
+}
+
+void EventFeed::Snapshot(Message& message) {
+  message.snapshot = true;
+  if (!begun_) {
+    begun_ = true;
+    message.snapshot_begins = true;
+    position_ = 0;
+    // Before the walk: all up to here is among the rows.
+    after_ = log_->latest();
+  }
+  std::vector<SegmentSummary> rows;
+  const bool more = store_->Walk(position_, kMostSnapshotRows, rows);
+  for (const SegmentSummary& row : rows) {
+    if (row.bytes() > 0) message.events.push_back(StoredEvent(row));  // else a hole
+  }
+  Hide(message.events);
+  message.after = message.through = after_;
+  if (more) return;
+  message.snapshot_complete = true;
+  message.snapshot_exact_at = log_->latest();
+  in_snapshot_ = begun_ = false;
+}
+
+void EventFeed::Hide(std::vector<StoreEvent>& events) const {
+  if (visible_ == nullptr) return;
+  std::erase_if(events, [this](const StoreEvent& event) { return !visible_(*event.context); });
+}
+
+}  // namespace fourierkv
