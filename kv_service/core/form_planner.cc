@@ -43,14 +43,21 @@ bool MayHold(const StoredSegment& segment, SegmentForm form) {
 
 std::vector<FormWay> WaysToServe(const StoredSegment& segment,
                                  std::span<const SegmentForm> wanted) {
+  PerForm<bool> held;
+  for (const SegmentForm form : kHeldForms) held[form] = segment.forms[form] != nullptr;
+  return WaysToServe(segment, held, wanted);
+}
+
+std::vector<FormWay> WaysToServe(const StoredSegment& segment, const PerForm<bool>& held,
+                                 std::span<const SegmentForm> wanted) {
   std::vector<FormWay> ways;
   for (const SegmentForm form : wanted) {
-    if (segment.forms[form] != nullptr) ways.push_back({form, form});
+    if (held[form]) ways.push_back({form, form});
   }
   for (const SegmentForm form : wanted) {
-    if (segment.forms[form] != nullptr || !MayBe(segment, form)) continue;
+    if (held[form] || !MayBe(segment, form)) continue;
     for (const SegmentForm source : Sources(form)) {
-      if (segment.forms[source] != nullptr) ways.push_back({form, source});
+      if (held[source]) ways.push_back({form, source});
     }
   }
   return ways;

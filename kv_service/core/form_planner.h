@@ -30,6 +30,10 @@ bool MayHold(const StoredSegment& segment, SegmentForm form);
 // copied from exact data, else decoded from ARCHIVED.
 std::vector<FormWay> WaysToServe(const StoredSegment& segment, std::span<const SegmentForm> wanted);
 
+// The same where `held` says which forms there are.
+std::vector<FormWay> WaysToServe(const StoredSegment& segment, const PerForm<bool>& held,
+                                 std::span<const SegmentForm> wanted);
+
 // The largest relative error of what `way` gives, or nullopt if it is measured only when the form
 // is made.
 std::optional<float> KnownError(const StoredSegment& segment, const FormWay& way);

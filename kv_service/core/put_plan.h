@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "kv_service/core/block_key.h"
 #include "kv_service/core/cache_namespace.h"
+#include "kv_service/core/segment_tier.h"
 #include "kv_service/core/stored_segment.h"
 
 namespace fourierkv {
@@ -40,6 +41,8 @@ struct PutPlan {
   float max_relative_error = kNoErrorBound;
   // With a profile of whole sequences: how many tokens this one may grow to. Else 0.
   int64_t sequence_capacity = 0;
+  // What the commit waits for, where a tier offers it.
+  Durability durability = Durability::kMemory;
 };
 
 struct PlannedSegment {

@@ -4,7 +4,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "compute/base/content_hash.h"
+#include "kv_service/core/kill_point.h"
 #include "kv_service/core/part_collector.h"
+#include "kv_service/core/tiered_store.h"
 
 namespace fourierkv {
 namespace {
@@ -37,46 +39,63 @@ absl::Status CheckParent(const SegmentStore& store, const PutPlan& plan) {
 }
 
 // Exact data in either form is as good as the compact form, which is made from it on demand.
+// `below` is what a tier holds.
 bool IsNeeded(const PlannedSegment& planned, const std::optional<StoredSegment>& stored,
-              SegmentForm compressed_form, float error_bound) {
-  if (!stored.has_value()) return true;
-  if (stored->exact_data() != nullptr) return false;
-  const FormPtr& compact = stored->forms[SegmentForm::kCompact];  // does for ARCHIVED too
-  const FormPtr& held = compact != nullptr ? compact : stored->forms[compressed_form];
-  return planned.keep_exact || held == nullptr || held->max_relative_error() > error_bound;
+              const std::optional<TierSegment>& below, SegmentForm compressed_form,
+              float error_bound) {
+  const auto serves = [&](SegmentForm form, float bound) {
+    if (stored.has_value() && stored->forms[form] != nullptr) {
+      return stored->forms[form]->max_relative_error() <= bound;
+    }
+    // Without a place in memory it would be deduplicated against nothing.
+    return stored.has_value() && below.has_value() && below->forms[form].bytes > 0 &&
+           below->forms[form].max_relative_error <= bound;
+  };
+  if (serves(SegmentForm::kExact, kNoErrorBound) || serves(SegmentForm::kLossless, kNoErrorBound)) {
+    return false;
+  }
+  if (planned.keep_exact) return true;
+  return !serves(SegmentForm::kCompact, error_bound) &&  // does for ARCHIVED too
+         !serves(compressed_form, error_bound);
 }
 
 }  // namespace
 
-PutManager::PutManager(SegmentStore* store, ComputeBackend* backend, int max_sessions)
+PutManager::PutManager(SegmentStore* store, ComputeBackend* backend, int max_sessions,
+                       TieredStore* tiers)
     : store_(store),
       backend_(backend),
+      tiers_(tiers),
       max_sessions_(max_sessions),
       running_(std::make_shared<std::atomic<int>>(0)) {}
 
-absl::StatusOr<std::unique_ptr<PutSession>> PutManager::Begin(PutPlan plan) {
+absl::StatusOr<std::unique_ptr<PutSession>> PutManager::Begin(PutPlan plan, absl::Time deadline) {
   if (auto s = CheckPutPlan(plan); !s.ok()) return s;
   // Counted before anything is held, and given back by the session's destructor.
-  auto session = std::unique_ptr<PutSession>(new PutSession(store_, running_));
+  auto session = std::unique_ptr<PutSession>(new PutSession(store_, tiers_, running_));
   if (running_->load() > max_sessions_) {
     return absl::ResourceExhaustedError(
         absl::StrCat("put: ", max_sessions_, " puts are running, which is the most; retry later"));
   }
   std::vector<PlannedSegment> segments = PlanSegments(plan);
   const std::vector<BlockKey> keys = PlanKeys(plan, segments);
+  const auto plan_keys = std::span(keys).last(segments.size());
+  std::vector<std::optional<TierSegment>> below(segments.size());
+  if (tiers_ != nullptr) below = tiers_->Prepare(plan.parent, plan_keys, deadline);
   session->pin_ = store_->Pin(keys);
   if (auto s = CheckParent(*store_, plan); !s.ok()) return s;
-  const auto stored = store_->Get(std::span(keys).last(segments.size()));
+  const auto stored = store_->Get(plan_keys);
   for (size_t i = 0; i < segments.size(); ++i) {
     segments[i].needed =
-        IsNeeded(segments[i], stored[i], plan.compressed_form, plan.max_relative_error);
+        IsNeeded(segments[i], stored[i], below[i], plan.compressed_form, plan.max_relative_error);
   }
   session->Start(std::move(plan), std::move(segments), *backend_);
   return session;
 }
 
-PutSession::PutSession(SegmentStore* store, std::shared_ptr<std::atomic<int>> running)
-    : store_(store), running_(std::move(running)) {
+PutSession::PutSession(SegmentStore* store, TieredStore* tiers,
+                       std::shared_ptr<std::atomic<int>> running)
+    : store_(store), tiers_(tiers), running_(std::move(running)) {
   running_->fetch_add(1);
 }
 
@@ -90,6 +109,7 @@ PutSession::~PutSession() {
 void PutSession::Start(PutPlan plan, std::vector<PlannedSegment> segments,
                        ComputeBackend& backend) {
   segments_ = std::move(segments);
+  durability_ = plan.durability;
   layers_ = plan.context->ns.geometry.layers;
   collector_ = std::make_unique<PartCollector>(plan, segments_, store_->budget(), backend,
                                                store_->metrics());
@@ -148,8 +168,9 @@ absl::Status PutSession::AddChunk(int64_t segment_index, int layer, Part part, i
   return fatal ? End(std::move(status)) : status;
 }
 
-absl::StatusOr<PutStats> PutSession::Commit() {
+absl::StatusOr<PutStats> PutSession::Commit(absl::Time deadline) {
   if (!ended_.ok()) return ended_;
+  KillPoint("put.before_commit");
   // First what waits for the encoder: values that it refuses are at fault whatever else is missing.
   if (auto s = collector_->Flush(); !s.ok()) return End(std::move(s));
   if (auto s = collector_->CheckComplete(); !s.ok()) return s;
@@ -169,6 +190,13 @@ absl::StatusOr<PutStats> PutSession::Commit() {
   }
   const auto result = store_->Commit(std::move(batch));
   if (!result.ok()) return End(result.status());
+  KillPoint("put.in_memory");
+  if (tiers_ != nullptr) {
+    std::vector<BlockKey> keys;
+    for (const PlannedSegment& segment : segments_) keys.push_back(segment.key);
+    stats.durability = tiers_->Keep(keys, durability_, deadline);
+  }
+  KillPoint("put.kept");
   stats.segments_stored = result->stored;
   stats.segments_deduplicated = result->deduplicated;
   stats.bytes_received = collector_->totals().bytes_received;

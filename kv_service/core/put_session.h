@@ -19,6 +19,7 @@ namespace fourierkv {
 
 class ComputeBackend;
 class PartCollector;
+class TieredStore;
 
 struct PutStats {
   int64_t segments_stored = 0;
@@ -32,6 +33,9 @@ struct PutStats {
   int64_t encoded_dense_bytes = 0;
   double encode_seconds = 0;
   float max_relative_error = 0;  // over the compact blobs of this put; 0 if none
+  // What all segments of the put, and everything before them, have reached: what the plan wanted,
+  // or less if no tier offers that, or the one that does failed or was late.
+  Durability durability = Durability::kMemory;
 };
 
 // One thread at a time. Holds the parent and the stored segments of its plan in the store until it
@@ -68,17 +72,20 @@ class PutSession {
                         int64_t part_bytes = 0);
 
   // Publishes everything at once. FailedPrecondition naming the first incomplete part (chunks may
-  // still be added then); other errors end the session.
-  absl::StatusOr<PutStats> Commit();
+  // still be added then); other errors end the session. Waits until `deadline` at most for the
+  // durability of the plan.
+  absl::StatusOr<PutStats> Commit(absl::Time deadline = absl::InfiniteFuture());
 
  private:
   friend class PutManager;
-  PutSession(SegmentStore* store, std::shared_ptr<std::atomic<int>> running);
+  PutSession(SegmentStore* store, TieredStore* tiers, std::shared_ptr<std::atomic<int>> running);
   void Start(PutPlan plan, std::vector<PlannedSegment> segments, ComputeBackend& backend);
   absl::Status End(absl::Status why);  // frees everything; returns `why`, as do later calls
 
   SegmentStore* store_;
+  TieredStore* tiers_;  // null: memory alone
   std::shared_ptr<std::atomic<int>> running_;
+  Durability durability_ = Durability::kMemory;  // wanted
   int layers_ = 0;
   std::vector<PlannedSegment> segments_;
   SegmentPin pin_;
@@ -91,17 +98,21 @@ class PutSession {
 // sessions.
 class PutManager {
  public:
-  PutManager(SegmentStore* store, ComputeBackend* backend, int max_sessions);
+  PutManager(SegmentStore* store, ComputeBackend* backend, int max_sessions,
+             TieredStore* tiers = nullptr);
 
   // InvalidArgument naming the field of the plan; FailedPrecondition if the parent is not stored
   // (any more) or its index or namespace does not fit; ResourceExhausted with max_sessions running.
-  absl::StatusOr<std::unique_ptr<PutSession>> Begin(PutPlan plan);
+  // Looks into tiers until `deadline` at most.
+  absl::StatusOr<std::unique_ptr<PutSession>> Begin(PutPlan plan,
+                                                    absl::Time deadline = absl::InfiniteFuture());
 
   int running() const { return running_->load(); }
 
  private:
   SegmentStore* store_;
   ComputeBackend* backend_;
+  TieredStore* tiers_;
   int max_sessions_;
   std::shared_ptr<std::atomic<int>> running_;
 };

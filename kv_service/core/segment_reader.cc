@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "kv_service/core/blob_identity.h"
 #include "kv_service/core/form_maker.h"
+#include "kv_service/core/tiered_store.h"
 
 namespace fourierkv {
 namespace {
@@ -29,6 +30,8 @@ const char* MissingReasonName(MissingReason reason) {
       return "corrupt";
     case MissingReason::kErrorBound:
       return "error bound";
+    case MissingReason::kNotFetched:
+      return "not fetched";
   }
   return "unknown";
 }
@@ -49,10 +52,16 @@ int64_t OpenSegment::Bytes(int first_layer, int layers) const {
 }
 
 SegmentReader::SegmentReader(SegmentStore* store, ComputeBackend* backend,
-                             std::shared_ptr<MemoryBudget> scratch, CorruptionLog log)
-    : store_(store), backend_(backend), scratch_(std::move(scratch)), log_(std::move(log)) {}
+                             std::shared_ptr<MemoryBudget> scratch, CorruptionLog log,
+                             TieredStore* tiers)
+    : store_(store),
+      backend_(backend),
+      scratch_(std::move(scratch)),
+      log_(std::move(log)),
+      tiers_(tiers) {}
 
-absl::StatusOr<std::vector<OpenSegment>> SegmentReader::Open(std::span<const SegmentWant> wants) {
+absl::StatusOr<std::vector<OpenSegment>> SegmentReader::Open(std::span<const SegmentWant> wants,
+                                                             absl::Time deadline) {
   std::vector<BlockKey> keys;
   for (const SegmentWant& want : wants) {
     if (want.forms.empty()) {
@@ -66,16 +75,26 @@ absl::StatusOr<std::vector<OpenSegment>> SegmentReader::Open(std::span<const Seg
     }
     keys.push_back(want.key);
   }
-  auto stored = store_->Get(keys);
+  std::vector<FetchedSegment> stored(wants.size());
+  if (tiers_ != nullptr) {
+    stored = tiers_->Fetch(wants, deadline);
+  } else {
+    auto held = store_->Get(keys);
+    for (size_t i = 0; i < wants.size(); ++i) stored[i].segment = std::move(held[i]);
+  }
   std::vector<OpenSegment> result(wants.size());
   uint64_t hits = 0;
   for (size_t i = 0; i < wants.size(); ++i) {
     OpenSegment& open = result[i];
-    if (stored[i].has_value()) {
-      open.segment = std::move(*stored[i]);
+    if (stored[i].segment.has_value()) {
+      open.segment = *std::move(stored[i].segment);
       if (auto s = Choose(wants[i], open); !s.ok()) return s;
     } else {
       open.missing = MissingReason::kNotStored;
+    }
+    if (open.missing != MissingReason::kNone && stored[i].late) {
+      open.missing = MissingReason::kNotFetched;
+      open.max_relative_error = 0;
     }
     if (open.missing == MissingReason::kNone) ++hits;
     open.segment.key = wants[i].key;

@@ -12,11 +12,13 @@
 #include "absl/status/statusor.h"
 #include "kv_service/core/form_planner.h"
 #include "kv_service/core/segment_store.h"
+#include "kv_service/core/segment_want.h"
 #include "kv_service/core/stored_segment.h"
 
 namespace fourierkv {
 
 class ComputeBackend;
+class TieredStore;
 
 enum class MissingReason : uint8_t {
   kNone = 0,         // it is there
@@ -24,16 +26,11 @@ enum class MissingReason : uint8_t {
   kFormNotHeld = 2,  // none of the wanted forms is held or can be made
   kCorrupt = 3,      // stored bytes were damaged; they have been dropped
   kErrorBound = 4,   // none of the wanted forms is within the wanted error
+  kNotFetched =
+      5,  // a tier beneath memory holds it, and did not give it in time or for lack of room
 };
 
 const char* MissingReasonName(MissingReason reason);
-
-struct SegmentWant {
-  BlockKey key;
-  std::vector<SegmentForm> forms;  // acceptable, best first
-  // Of every part of what is given: a number >= 0.
-  float max_relative_error = kNoErrorBound;
-};
 
 // A segment opened for reading. Keeps the bytes it needs alive.
 struct OpenSegment {
@@ -71,13 +68,15 @@ class SegmentReader {
                                            Part part, const absl::Status& status)>;
 
   SegmentReader(SegmentStore* store, ComputeBackend* backend, std::shared_ptr<MemoryBudget> scratch,
-                CorruptionLog log = nullptr);
+                CorruptionLog log = nullptr, TieredStore* tiers = nullptr);
 
-  // One result per want: the first form in `forms` order that is held; else the first that can be
-  // made; in either case the first of these within the want's error. InvalidArgument if a want
+  // One result per want: the first form in `forms` order that is held, in memory or in a tier; else
+  // the first that can be made; in either case the first of these within the want's error. What
+  // tiers do not give by `deadline` is missing. InvalidArgument if a want
   // names no form or no error that can be; ResourceExhausted if the budget has no room to encode a
   // segment whose error matters.
-  absl::StatusOr<std::vector<OpenSegment>> Open(std::span<const SegmentWant> wants);
+  absl::StatusOr<std::vector<OpenSegment>> Open(std::span<const SegmentWant> wants,
+                                                absl::Time deadline = absl::InfiniteFuture());
 
   // K and V of `layer` of every open segment, checksums verified, made in one call of the backend.
   // A segment found damaged becomes missing = kCorrupt in `open` too and stays so for later layers.
@@ -106,6 +105,7 @@ class SegmentReader {
   ComputeBackend* backend_;
   std::shared_ptr<MemoryBudget> scratch_;
   CorruptionLog log_;
+  TieredStore* tiers_;  // null: memory alone
 };
 
 }  // namespace fourierkv

@@ -201,6 +201,30 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
   return result;
 }
 
+absl::Status SegmentStore::Anchor(std::span<const StoredSegment> places) {
+  auto overhead =
+      budget_->TryReserve(static_cast<int64_t>(places.size()) * kSegmentOverheadBytes);
+  if (!overhead.ok()) return overhead.status();
+  std::lock_guard<std::mutex> lock(mutex_);
+  overhead_.Absorb(*std::move(overhead));
+  tree_->BeginTouch(clock_());
+  absl::Status status;
+  for (const StoredSegment& segment : places) {
+    if (tree_->Find(segment.key) != nullptr) continue;
+    std::optional<Place> place;
+    if (const SegmentEntry* const parent = tree_->Find(segment.parent); parent != nullptr) {
+      place = Place{parent->space->context.get(), parent->index, parent->tail};
+    }
+    status = CheckParent(segment, place);
+    if (!status.ok()) break;
+    StoredSegment hole = segment;
+    hole.forms = {};
+    tree_->Insert(std::move(hole));
+  }
+  SettleLocked();
+  return status;
+}
+
 absl::StatusOr<bool> SegmentStore::AddForm(const BlockKey& key, FormPtr form) {
   std::lock_guard<std::mutex> lock(mutex_);
   SegmentEntry* const entry = tree_->Find(key);

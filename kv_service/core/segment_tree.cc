@@ -53,7 +53,7 @@ SegmentEntry& SegmentTree::Insert(StoredSegment segment) {
   }
   Touch(entry);
   Refresh(entry);
-  if (observer_ != nullptr) observer_->Held(entry);
+  if (observer_ != nullptr && !entry.forms.empty()) observer_->Held(entry);
   return entry;
 }
 

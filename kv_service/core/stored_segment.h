@@ -110,6 +110,7 @@ struct SegmentSummary {
   int children = 0;
   int holds = 0;  // leases and running puts that protect it
   absl::Time last_use;
+  int tier = 0;  // 0: memory's; else one more than the number of the tier beneath whose it is
 
   int64_t bytes() const;  // of all forms
 };
