@@ -75,7 +75,7 @@ std::vector<FieldDifference> Differences(const CacheNamespace& asked, const Cach
 
 absl::StatusOr<MissReport> ExplainMiss(const SegmentStore& store, const RemovalHistory& history,
                                        const CacheNamespace& ns, std::span<const uint32_t> tokens,
-                                       int64_t capacity) {
+                                       int64_t capacity, const HeldLookup& lookup) {
   const auto length = static_cast<int64_t>(tokens.size());
   if (tokens.empty()) return absl::InvalidArgumentError("token_ids is empty");
   if (ns.segment_tokens == 0) {
@@ -87,13 +87,18 @@ absl::StatusOr<MissReport> ExplainMiss(const SegmentStore& store, const RemovalH
   MissReport report;
   report.history_since = history.reaches_back_to();
   bool all = true;
-  for (const BlockKey& key : KeysIn(ns, tokens, capacity)) {
+  const std::vector<BlockKey> keys = KeysIn(ns, tokens, capacity);
+  std::vector<std::optional<SegmentSummary>> held;
+  if (lookup != nullptr) held = lookup(keys);
+  held.resize(keys.size());
+  for (const BlockKey& key : keys) {
     SegmentFate fate;
     fate.key = key;
     fate.index = static_cast<int64_t>(report.segments.size());
     const int64_t segment_tokens = ns.segment_tokens > 0 ? ns.segment_tokens : length;
     fate.tokens = static_cast<int>(std::min(segment_tokens, length - fate.index * segment_tokens));
-    fate.held = Held(store, key);
+    fate.held = lookup != nullptr ? std::move(held[fate.index]) : Held(store, key);
+    if (fate.held.has_value() && fate.held->bytes() == 0) fate.held.reset();
     if (!fate.held.has_value()) {
       fate.removal = history.Find(key);
       all = false;

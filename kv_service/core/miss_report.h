@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -46,11 +47,16 @@ struct MissReport {
 // The fields by which `held` differs from `asked`.
 std::vector<FieldDifference> Differences(const CacheNamespace& asked, const CacheNamespace& held);
 
-// Looks for `tokens` in `ns`, which is valid, and, unless all of it is there, in every other
-// namespace of the store. `capacity` matters where whole sequences are stored. Touches nothing.
-// InvalidArgument if `capacity` does not fit to `ns` and `tokens`.
+// Says what is held of each key, nullopt where nothing is.
+using HeldLookup =
+    std::function<std::vector<std::optional<SegmentSummary>>(std::span<const BlockKey>)>;
+
+// Looks for `tokens` in `ns`, which is valid, in `store` or, if that is given, with `lookup`, for
+// tiers hold more than memory. Unless all of it is there, looks in every other namespace of
+// `store`. `capacity` matters where whole sequences are stored. Touches nothing. InvalidArgument if
+// `capacity` does not fit to `ns` and `tokens`.
 absl::StatusOr<MissReport> ExplainMiss(const SegmentStore& store, const RemovalHistory& history,
                                        const CacheNamespace& ns, std::span<const uint32_t> tokens,
-                                       int64_t capacity = 0);
+                                       int64_t capacity = 0, const HeldLookup& lookup = nullptr);
 
 }  // namespace fourierkv

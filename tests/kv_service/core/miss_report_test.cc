@@ -65,6 +65,27 @@ TEST_F(MissReportTest, WhatWentIsToldApartFromWhatNeverCame) {
   EXPECT_EQ(report.history_since, absl::InfinitePast());
 }
 
+TEST_F(MissReportTest, WhatOnlyATierHoldsIsNoMiss) {
+  Put(context_, tokens_);
+  store_.Evict(1);
+  const auto chain = MakeChain(context_, tokens_);
+  const BlockKey evicted = chain.back().key;
+  const auto tiers = [&](std::span<const BlockKey> keys) {
+    std::vector<std::optional<SegmentSummary>> held(keys.size());
+    SegmentSummary summary;
+    summary.forms[SegmentForm::kExact].bytes = 1;
+    for (size_t i = 0; i < keys.size(); ++i) {
+      if (keys[i] == evicted) held[i] = summary;
+    }
+    return held;
+  };
+  const auto report = ExplainMiss(store_, history_, context_->ns, tokens_, 0, tiers);
+  ASSERT_TRUE(report.ok());
+  EXPECT_TRUE(report->segments[3].held.has_value());
+  EXPECT_FALSE(report->segments[3].removal.has_value());
+  EXPECT_FALSE(report->segments[0].held.has_value());  // the lookup alone decides
+}
+
 TEST_F(MissReportTest, DamageIsToldEvenOfASegmentWhosePlaceIsKept) {
   Put(context_, tokens_);
   const BlockKey key = MakeChain(context_, tokens_)[0].key;
