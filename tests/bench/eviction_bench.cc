@@ -41,11 +41,12 @@ struct Mix {
   double conversation;  // of requests: the next turn of a conversation
   double scan;          // a long prompt that never comes again; the rest: a shared prompt and a
                         // question
+  double documents;     // of conversations: begin with a document of their own, not a shared prompt
 };
 
 // Prompts as services see them. Shared prompts are 2 to 32 blocks long and chosen by Zipf's law;
-// conversations begin with one of them and grow by 1 to 4 blocks a turn, the recent ones the
-// likelier to go on; scans are 32 to 256 blocks long.
+// conversations begin with one of them, or with a document of 8 to 64 blocks, and grow by 1 to 4
+// blocks a turn, the recent ones the likelier to go on; scans are 32 to 256 blocks long.
 Trace MakeTrace(const Mix& mix, const Options& options) {
   std::mt19937_64 rng(options.seed);
   std::uniform_real_distribution<double> uniform(0, 1);
@@ -71,10 +72,16 @@ Trace MakeTrace(const Mix& mix, const Options& options) {
     const double kind = uniform(rng);
     std::vector<uint64_t> blocks;
     if (kind < mix.conversation) {
-      // Geometric in how long ago the conversation spoke last; one in five turns begins one.
+      // Geometric in how long ago the conversation spoke last; one in five turns begins one, one in
+      // three where documents are talked about.
       size_t back = static_cast<size_t>(-200 * std::log(1 - uniform(rng)));
-      if (conversations.empty() || rng() % 5 == 0) {
-        conversations.push_back(shared[zipf()]);
+      if (conversations.empty() || rng() % (mix.documents > 0 ? 3 : 5) == 0) {
+        conversations.emplace_back();
+        if (mix.documents > 0 && uniform(rng) < mix.documents) {
+          grow(conversations.back(), 8 + static_cast<int>(rng() % 57));
+        } else {
+          conversations.back() = shared[zipf()];
+        }
         back = 0;
       }
       back = std::min(back, conversations.size() - 1);
@@ -239,8 +246,9 @@ int Run(int argc, char** argv) {
     results.push_back(Measure("file", trace, options));
   } else {
     for (const Mix& mix :
-         {Mix{"shared prompts", 0.2, 0}, Mix{"conversations", 0.8, 0},
-          Mix{"shared prompts and scans", 0.2, 0.15}, Mix{"conversations and scans", 0.7, 0.1}}) {
+         {Mix{"shared prompts", 0.2, 0, 0}, Mix{"conversations", 0.8, 0, 0},
+          Mix{"documents", 0.95, 0, 0.9}, Mix{"shared prompts and scans", 0.2, 0.15, 0},
+          Mix{"conversations and scans", 0.7, 0.1, 0}, Mix{"documents and scans", 0.8, 0.1, 0.9}}) {
       results.push_back(Measure(mix.name, MakeTrace(mix, options), options));
     }
   }
