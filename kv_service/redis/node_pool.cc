@@ -40,6 +40,7 @@ absl::StatusOr<std::vector<RedisReply>> NodePool::Call(
       connection = *std::move(made);
     }
     RedisMetrics::Add(metrics_->commands, commands.size());
+    const absl::Time begun = absl::Now();
     absl::StatusOr<std::vector<RedisReply>> replies = connection->Call(commands, deadline);
     const bool heard = connection->heard();
     if (!replies.ok()) {
@@ -47,10 +48,12 @@ absl::StatusOr<std::vector<RedisReply>> NodePool::Call(
       connection = nullptr;
     }
     Give(std::move(connection));
-    const bool closed_meanwhile =
-        kept && !heard && absl::IsUnavailable(replies.status()) && absl::Now() < deadline;
-    if (closed_meanwhile) {
+    // A kept connection that the server had closed says nothing about the server now.
+    const absl::Time now = absl::Now();
+    if (kept && !heard && absl::IsUnavailable(replies.status()) && now < deadline &&
+        now - begun < options_.stall_timeout) {
       RedisMetrics::Add(metrics_->retries, 1);
+      DropIdle();
       continue;
     }
     Report(replies.status(), heard);
@@ -96,11 +99,15 @@ void NodePool::Report(const absl::Status& status, bool heard) {
     breaker_.Succeed();
   } else if (!late || silent) {
     breaker_.Fail(absl::Now());
-    // What is idle is not likely to be better.
-    std::vector<ConnectionPtr> dropped;
-    const std::lock_guard lock(mutex_);
-    dropped.swap(idle_);
+    DropIdle();
   }
+}
+
+// After one connection broke, the others are not likely to be better.
+void NodePool::DropIdle() {
+  std::vector<ConnectionPtr> dropped;
+  const std::lock_guard lock(mutex_);
+  dropped.swap(idle_);
 }
 
 }  // namespace fourierkv

@@ -41,6 +41,7 @@ class NodePool {
   absl::StatusOr<ConnectionPtr> Take(absl::Time deadline);
   void Give(ConnectionPtr connection);  // null: it is gone
   void Report(const absl::Status& status, bool heard);
+  void DropIdle();
 
   const NodeAddress address_;
   const RedisConnectionOptions options_;

@@ -4,6 +4,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kv_service/redis/hash_slot.h"
@@ -58,7 +59,8 @@ class RedisClient::Job {
   std::vector<absl::StatusOr<RedisReply>> results_;
   // Of one round:
   std::vector<Unit> redirected_;
-  std::vector<Unit> failed_;  // that another owner of their slot could serve
+  std::vector<Unit> failed_;  // whose slot is likely to get a new owner
+  bool stale_ = false;        // the nodes' owners are not what we think
 };
 
 std::vector<RedisClient::Job::Unit> RedisClient::Job::Units() const {
@@ -100,13 +102,14 @@ std::vector<absl::StatusOr<RedisReply>> RedisClient::Job::Run() {
     }
     redirected_.clear();
     failed_.clear();
+    stale_ = false;
     std::map<NodeAddress, std::vector<Unit>> by_node;
     for (Unit& unit : pending) {
       const NodeAddress* node = unit.ask.has_value() ? &*unit.ask : view.map->Owner(unit.slot);
       if (node == nullptr) {
         Fail(unit, absl::UnavailableError(
                        absl::StrCat("no Redis node has hash slot ", unit.slot, " now")));
-        failed_.push_back(unit);
+        stale_ = true;
       } else {
         by_node[*node].push_back(std::move(unit));
       }
@@ -114,9 +117,9 @@ std::vector<absl::StatusOr<RedisReply>> RedisClient::Job::Run() {
     for (auto& [node, units] : by_node) RunAt(node, std::move(units));
     pending.clear();
     if (!redirected_.empty() && ++redirections <= kMaxRedirections) pending = redirected_;
-    if (failed_.empty() || client_->topology_ == nullptr) continue;
+    if (client_->topology_ == nullptr || (failed_.empty() && !stale_)) continue;
     client_->topology_->MarkStale();
-    if (retried) continue;
+    if (failed_.empty() || retried) continue;
     retried = true;
     const RedisTopology::View newer = client_->topology_->WaitPast(
         view.version, std::min(deadline_, absl::Now() + kNewOwnerPatience));
@@ -144,7 +147,7 @@ void RedisClient::Job::RunAt(const NodeAddress& node, std::vector<Unit> units) {
         "Redis node ", node.ToString(), " failed a moment ago; it is tried again soon"));
     RedisMetrics::Add(client_->metrics_.refusals, units.size());
     for (const Unit& unit : units) Fail(unit, refused);
-    if (client_->topology_ != nullptr) client_->topology_->MarkStale();
+    stale_ = true;
     return;
   }
   std::vector<const RedisCommand*> sent;
@@ -181,7 +184,8 @@ void RedisClient::Job::Handle(const NodeAddress& node, Unit unit, std::span<Redi
   if (!replies.front().IsError()) return;
   std::optional<Redirection> redirection = ParseRedirection(replies.front().text);
   if (!redirection.has_value()) {
-    if (absl::IsUnavailable(results_[unit.first].status())) failed_.push_back(std::move(unit));
+    stale_ = stale_ || absl::IsUnavailable(results_[unit.first].status());
+    if (absl::StartsWith(replies.front().text, "READONLY")) failed_.push_back(std::move(unit));
     return;
   }
   if (client_->topology_ == nullptr) {
