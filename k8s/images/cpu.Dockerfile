@@ -1,14 +1,15 @@
 # All programs for CPUs, and a small model: docker build -t fourierkv:dev -f k8s/images/cpu.Dockerfile .
 FROM debian:12-slim AS build
 WORKDIR /src
+ARG PROGRAMS="fourierkv fourierkv-server fourierkv-prefill fourierkv-decode fourierkv-demo fourierkv-loadtest"
 COPY bootstrap.sh ./
 RUN ./bootstrap.sh
 COPY . ./
 RUN cmake --preset cpu -Wno-dev --log-level=WARNING && \
-    cmake --build --preset cpu --target fourierkv fourierkv-server fourierkv-prefill fourierkv-decode fourierkv-demo
+    cmake --build --preset cpu --target $PROGRAMS
 # Without debug information; and what the programs load, by the names of this distribution.
 RUN mkdir -p /image/bin && \
-    for program in fourierkv fourierkv-server fourierkv-prefill fourierkv-decode fourierkv-demo; do \
+    for program in $PROGRAMS; do \
       strip -o "/image/bin/$program" "build/cpu/bin/$program" || exit 1; \
     done && \
     k8s/images/runtime_packages.sh /image/bin/* > /image/packages

@@ -1,14 +1,15 @@
 # All programs with the CUDA kernels: docker build -t fourierkv-cuda:dev -f k8s/images/cuda.Dockerfile .
 FROM nvidia/cuda:12.6.3-devel-ubuntu24.04 AS build
 WORKDIR /src
+ARG PROGRAMS="fourierkv fourierkv-server fourierkv-prefill fourierkv-decode fourierkv-demo fourierkv-loadtest"
 COPY bootstrap.sh ./
 RUN ./bootstrap.sh
 COPY . ./
 RUN cmake --preset cuda -Wno-dev --log-level=WARNING && \
-    cmake --build --preset cuda --target fourierkv fourierkv-server fourierkv-prefill fourierkv-decode fourierkv-demo
+    cmake --build --preset cuda --target $PROGRAMS
 # Without debug information; and what the programs load, by the names of this distribution.
 RUN mkdir -p /image/bin && \
-    for program in fourierkv fourierkv-server fourierkv-prefill fourierkv-decode fourierkv-demo; do \
+    for program in $PROGRAMS; do \
       strip -o "/image/bin/$program" "build/cuda/bin/$program" || exit 1; \
     done && \
     k8s/images/runtime_packages.sh /image/bin/* > /image/packages

@@ -32,8 +32,8 @@ class Dockerfile:
         return [rest for name, rest in self.stages[stage] if name == word]
 
     def programs(self):
-        (targets,) = [run.partition(" --target ")[2] for run in self.of(0, "RUN") if " --target " in run]
-        return targets.split()
+        (argument,) = [text for text in self.of(0, "ARG") if text.startswith("PROGRAMS=")]
+        return argument.partition("=")[2].strip('"').split()
 
 
 def in_context(path):
@@ -78,9 +78,10 @@ class ImagesTest(unittest.TestCase):
         self.assertLessEqual(run, set(programs["cpu"]))
         for name, file in self.files.items():
             script = " ".join(file.of(0, "RUN"))
-            self.assertIn(f"for program in {' '.join(programs[name])}; do", script)
+            self.assertIn(f"cmake --build --preset {name} --target $PROGRAMS", script)
+            self.assertIn("for program in $PROGRAMS; do", script)
             self.assertIn(f"build/{name}/bin/$program", script)
-            self.assertIn(f"--preset {name} ", script)
+            self.assertIn(f"cmake --preset {name} ", script)
             for program in programs[name]:
                 self.assertTrue((BIN / program).exists(), program)
 
