@@ -33,6 +33,7 @@ struct Flags {
   std::vector<std::string> questions;
   std::string prefill;
   std::string decode;
+  ChannelOptions channel;
   std::string profile;
   std::string cache = "compact";
   std::string exact_form = "exact";
@@ -165,10 +166,10 @@ class Generation {
 
   absl::Status Run(const std::string& prefill_address, const std::string& decode_address) {
     absl::StatusOr<std::shared_ptr<grpc::Channel>> prefill =
-        ConnectChannel(prefill_address, absl::Seconds(10));
+        ConnectChannel(prefill_address, absl::Seconds(10), flags_.channel);
     if (!prefill.ok()) return prefill.status();
     absl::StatusOr<std::shared_ptr<grpc::Channel>> decode =
-        ConnectChannel(decode_address, absl::Seconds(10));
+        ConnectChannel(decode_address, absl::Seconds(10), flags_.channel);
     if (!decode.ok()) return decode.status();
     if (absl::Status s = RunPrefill(PrefillClient(*prefill)); !s.ok()) return s;
     DecodeClient client(*decode);
@@ -266,6 +267,10 @@ absl::Status Generate(const Flags& flags) {
     return absl::InvalidArgumentError(
         "give both --prefill and --decode, or neither to start a service for the occasion");
   }
+  if (flags.prefill.empty() && !(flags.channel == ChannelOptions())) {
+    return absl::InvalidArgumentError(
+        "the --tls flags and --token-file are for running workers; give --prefill and --decode");
+  }
   if (flags.prompt_file.empty() == flags.prompt_tokens_file.empty()) {
     return absl::InvalidArgumentError("give either --prompt-file or --prompt-tokens");
   }
@@ -301,6 +306,7 @@ void DeclareGenerate(CLI::App& app, Command& chosen) {
       "Text to append to the prompt as it stands; may be repeated, each is answered");
   command->add_option("--prefill", flags->prefill, "Address of a running fourierkv-prefill");
   command->add_option("--decode", flags->decode, "Address of a running fourierkv-decode");
+  DeclareChannelFlags(*command, flags->channel);
   command->add_option("--profile", flags->profile,
                       "Codec profile of the service that is started: a file or 'default'");
   command->add_option("--cache", flags->cache, "compact, or exact: the dense baseline")

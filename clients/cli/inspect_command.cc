@@ -21,6 +21,7 @@ namespace {
 
 struct Flags {
   std::string server;
+  ChannelOptions channel;
   bool segments = false;
   uint32_t limit = 1000;
   std::string output = "text";
@@ -54,7 +55,7 @@ struct Report {
 
 absl::StatusOr<Report> Collect(const Flags& flags) {
   absl::StatusOr<std::unique_ptr<KvClient>> client =
-      KvClient::Connect(flags.server, absl::Seconds(5));
+      KvClient::Connect(flags.server, absl::Seconds(5), flags.channel);
   if (!client.ok()) return client.status();
   const absl::Time deadline = absl::Now() + absl::Seconds(30);
   Report report;
@@ -224,6 +225,7 @@ void DeclareInspect(CLI::App& app, Command& chosen) {
   CLI::App* command =
       app.add_subcommand("inspect", "What a server holds: sizes, forms, codecs, errors");
   command->add_option("--server", flags->server, "Address of fourierkv-server")->required();
+  DeclareChannelFlags(*command, flags->channel);
   command->add_flag("--segments", flags->segments, "List single segments too");
   command->add_option("--limit", flags->limit, "Segments to list at most")->capture_default_str();
   command->add_option("--output", flags->output, "text or json")

@@ -8,7 +8,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/support/convert.h"
-#include "proto/support/grpc_lifetime.h"
 #include "proto/support/grpc_status.h"
 
 namespace fourierkv {
@@ -82,35 +81,16 @@ absl::StatusOr<v1::PutCommitted> PutStream::Commit() {
   return response.committed();
 }
 
-absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectChannel(const std::string& address,
-                                                              absl::Duration timeout) {
-  KeepGrpcUntilExit();
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(8 << 20);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  // Calls to a server that is gone without a word fail in seconds, not at their deadline.
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
-  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  std::shared_ptr<grpc::Channel> channel =
-      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
-  if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + timeout))) {
-    return absl::UnavailableError(
-        absl::StrCat("nobody answers at ", address, " within ", absl::FormatDuration(timeout),
-                     "; is the program running, and is the address right?"));
-  }
-  return channel;
-}
-
 KvClient::KvClient(const std::shared_ptr<grpc::Channel>& channel)
     : cache_(v1::KvCacheService::NewStub(channel)),
       profiles_(v1::ProfileService::NewStub(channel)),
       admin_(v1::AdminService::NewStub(channel)) {}
 
 absl::StatusOr<std::unique_ptr<KvClient>> KvClient::Connect(const std::string& address,
-                                                            absl::Duration timeout) {
-  absl::StatusOr<std::shared_ptr<grpc::Channel>> channel = ConnectChannel(address, timeout);
+                                                            absl::Duration timeout,
+                                                            const ChannelOptions& options) {
+  absl::StatusOr<std::shared_ptr<grpc::Channel>> channel =
+      ConnectChannel(address, timeout, options);
   if (!channel.ok()) return channel.status();
   return std::unique_ptr<KvClient>(new KvClient(*channel));
 }

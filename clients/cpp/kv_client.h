@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "clients/cpp/blob_assembler.h"
+#include "clients/cpp/channel.h"
 #include "compute/base/content_hash.h"
 #include "compute/base/geometry.h"
 #include "compute/codec/profile.h"
@@ -60,10 +61,10 @@ class PutStream {
 // Thread safe. Every call has a deadline; none blocks beyond it.
 class KvClient {
  public:
-  // Connects to `address` (HOST:PORT or unix:PATH). Unavailable if nobody serves there within
-  // `timeout`.
+  // Connects to `address`. Errors are those of ConnectChannel.
   static absl::StatusOr<std::unique_ptr<KvClient>> Connect(const std::string& address,
-                                                           absl::Duration timeout);
+                                                           absl::Duration timeout,
+                                                           const ChannelOptions& options = {});
 
   absl::StatusOr<v1::MatchPrefixResponse> MatchPrefix(const v1::MatchPrefixRequest& request,
                                                       absl::Time deadline);
@@ -97,10 +98,5 @@ class KvClient {
   std::unique_ptr<v1::ProfileService::Stub> profiles_;
   std::unique_ptr<v1::AdminService::Stub> admin_;
 };
-
-// A channel that is connected. Unavailable, naming the address, if that takes longer than
-// `timeout`.
-absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectChannel(const std::string& address,
-                                                              absl::Duration timeout);
 
 }  // namespace fourierkv

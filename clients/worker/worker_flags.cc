@@ -42,6 +42,16 @@ void DeclareWorkerFlags(CLI::App& app, WorkerFlags& flags, const std::string& pr
                  "How long running calls may take to finish after SIGTERM")
       ->check(SecondsBetween(0, 3600))
       ->capture_default_str();
+  DeclareServerSecurityFlags(app, flags.security);
+  app.add_option("--tls-ca", flags.worker.channel.tls_ca,
+                 "Connect to fourierkv-server with TLS; its certificate is of these authorities "
+                 "(PEM). --tls-cert is shown to it if it asks");
+  app.add_option("--tls-server-name", flags.worker.channel.tls_server_name,
+                 "Name in fourierkv-server's certificate; without it the host in --server");
+  app.add_option("--token-file", flags.worker.channel.token_file,
+                 "Bearer token (JWT) for fourierkv-server; read again when it changes");
+  app.add_option("--health-listen", flags.health_listen,
+                 "HOST:PORT for health checks alone, in plaintext and without tokens, for probes");
   app.add_flag("--reflection,!--no-reflection", flags.reflection,
                "Serve gRPC reflection (default)");
   app.add_option("--log-level", flags.log_level, "debug, info, warning or error")

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "clients/worker/worker_runtime.h"
+#include "proto/support/server_security.h"
 
 namespace CLI {
 class App;
@@ -18,6 +19,8 @@ struct WorkerFlags {
   double connect_seconds = 30;
   int max_requests = 8;
   double drain_seconds = 10;
+  ServerSecurityFlags security;
+  std::string health_listen;
   bool reflection = true;
   std::string log_level = "info";
   std::string log_format = "text";

@@ -16,12 +16,20 @@ absl::Status Serve(
     WorkerFlags flags,
     const std::function<std::unique_ptr<grpc::Service>(WorkerRuntime*, int)>& make_service) {
   if (absl::Status s = ConfigureLog(flags.log_level, flags.log_format); !s.ok()) return s;
+  absl::StatusOr<ServerSecurity> security = MakeServerSecurity(flags.security, flags.listen);
+  if (!security.ok()) return security.status();
+  if (!flags.worker.channel.tls_ca.empty()) {  // one identity at both ends
+    flags.worker.channel.tls_cert = flags.security.tls_cert;
+    flags.worker.channel.tls_key = flags.security.tls_key;
+  }
   flags.worker.connect_timeout = absl::Seconds(flags.connect_seconds);
   absl::StatusOr<std::unique_ptr<WorkerRuntime>> runtime = WorkerRuntime::Create(flags.worker);
   if (!runtime.ok()) return runtime.status();
   const std::unique_ptr<grpc::Service> service = make_service(runtime->get(), flags.max_requests);
   ServerOptions options;
   options.listen = flags.listen;
+  options.security = *std::move(security);
+  options.health_listen = flags.health_listen;
   options.reflection = flags.reflection;
   options.drain_deadline = absl::Seconds(flags.drain_seconds);
   options.max_receive_message_bytes = 16 << 20;

@@ -118,10 +118,10 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Create(const Worke
   runtime->compact_ns_.set_segment_tokens(profile->segment_tokens);
 
   absl::StatusOr<std::unique_ptr<KvClient>> kv =
-      KvClient::Connect(options.server, options.connect_timeout);
+      KvClient::Connect(options.server, options.connect_timeout, options.channel);
   if (!kv.ok()) {
-    return absl::UnavailableError(
-        absl::StrCat("--server: ", absl::string_view(kv.status().message())));
+    return absl::Status(kv.status().code(),
+                        absl::StrCat("--server: ", absl::string_view(kv.status().message())));
   }
   runtime->kv_ = *std::move(kv);
   if (absl::Status s = runtime->PutProfile(); !s.ok()) return s;

@@ -23,7 +23,8 @@
 namespace fourierkv {
 
 struct WorkerOptions {
-  std::string server;     // address of the KV service
+  std::string server;  // address of the KV service
+  ChannelOptions channel;
   std::string model_dir;  // Hugging Face folder
   std::string model_id;   // empty: the folder's name
   std::string

@@ -50,8 +50,9 @@ absl::StatusOr<std::vector<SegmentWant>> ParseWants(const v1::GetSegmentsRequest
 }
 
 // What is stored under another namespace than the one given counts as missing.
-absl::Status HideForeign(const v1::CacheNamespace& message, std::vector<OpenSegment>& open) {
-  absl::StatusOr<CacheNamespace> ns = FromProto(message);
+absl::Status HideOtherNamespaces(const v1::CacheNamespace& message, const std::string& tenant,
+                                 std::vector<OpenSegment>& open) {
+  absl::StatusOr<CacheNamespace> ns = FromProto(message, tenant);
   if (!ns.ok()) return ns.status();
   const Digest root = ns->RootKey();
   for (OpenSegment& segment : open) {
@@ -137,15 +138,21 @@ class BatchWriter {
 
 }  // namespace
 
-absl::Status ServeGet(ServiceCore& core, const v1::GetSegmentsRequest& request,
+absl::Status ServeGet(ServiceCore& core, const TenantView& view,
+                      const v1::GetSegmentsRequest& request,
                       grpc::ServerWriter<v1::GetSegmentsResponse>& writer, StallWatch::Call& call) {
   absl::StatusOr<std::vector<SegmentWant>> wants = ParseWants(request);
   if (!wants.ok()) return wants.status();
+  for (SegmentWant& want : *wants) {
+    if (view.IsForeign(want.key)) want.key = BlockKey();  // which nothing has
+  }
   absl::StatusOr<std::vector<OpenSegment>> opened = core.reader.Open(*wants);
   if (!opened.ok()) return opened.status();
   std::vector<OpenSegment>& open = *opened;
+  view.HideForeign(open);
   if (request.has_namespace_()) {
-    if (absl::Status s = HideForeign(request.namespace_(), open); !s.ok()) return s;
+    absl::Status status = HideOtherNamespaces(request.namespace_(), view.tenant(), open);
+    if (!status.ok()) return status;
   }
 
   int64_t layers = -1;  // of what is there; all segments of a get are of one model

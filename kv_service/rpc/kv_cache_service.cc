@@ -1,5 +1,6 @@
 #include "kv_service/rpc/kv_cache_service.h"
 
+#include <algorithm>
 #include <optional>
 #include <span>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "kv_service/rpc/get_stream.h"
 #include "kv_service/rpc/namespace_convert.h"
 #include "kv_service/rpc/put_stream.h"
+#include "kv_service/rpc/tenant_view.h"
 #include "proto/support/convert.h"
 #include "proto/support/grpc_status.h"
 
@@ -31,7 +33,7 @@ grpc::Status Finish(const char* method, const grpc::ServerContext& context,
   return ToGrpc(status);
 }
 
-absl::StatusOr<KeyChain> KeysOf(const v1::MatchPrefixRequest& request) {
+absl::StatusOr<KeyChain> KeysOf(const TenantView& view, const v1::MatchPrefixRequest& request) {
   if (request.token_ids().empty() == request.block_keys().empty()) {
     return absl::InvalidArgumentError(
         "give either token_ids, with a namespace, or block_keys, and not both");
@@ -40,6 +42,9 @@ absl::StatusOr<KeyChain> KeysOf(const v1::MatchPrefixRequest& request) {
     absl::StatusOr<std::vector<BlockKey>> keys =
         ParseKeys(request.block_keys(), "block_keys", kMaxLeaseKeys);
     if (!keys.ok()) return keys.status();
+    const auto foreign = std::find_if(keys->begin(), keys->end(),
+                                      [&](const BlockKey& key) { return view.IsForeign(key); });
+    keys->erase(foreign, keys->end());
     return KeyChain{*std::move(keys), std::nullopt};
   }
   if (request.token_ids_size() > kMaxTokensPerMatch) {
@@ -47,7 +52,7 @@ absl::StatusOr<KeyChain> KeysOf(const v1::MatchPrefixRequest& request) {
                                                    " tokens; at most ", kMaxTokensPerMatch,
                                                    " are taken"));
   }
-  absl::StatusOr<CacheNamespace> ns = FromProto(request.namespace_());
+  absl::StatusOr<CacheNamespace> ns = FromProto(request.namespace_(), view.tenant());
   if (!ns.ok()) return ns.status();
   const std::span<const uint32_t> tokens(request.token_ids().data(), request.token_ids().size());
   absl::StatusOr<int64_t> capacity =
@@ -65,9 +70,24 @@ absl::StatusOr<KeyChain> KeysOf(const v1::MatchPrefixRequest& request) {
   return KeyChain{{SequenceKey(ns->RootKey(), *capacity, tokens)}, std::nullopt};
 }
 
-absl::Status Match(ServiceCore& core, const v1::MatchPrefixRequest& request,
+// Ends what matched before the first segment that is not the caller's: one that was not known to be
+// when the keys were looked at.
+absl::StatusOr<MatchResult> MatchOwn(ServiceCore& core, const TenantView& view, KeyChain& keys,
+                                     absl::Duration ttl) {
+  absl::StatusOr<MatchResult> match = core.store.Match(keys.segments, keys.tail, ttl);
+  if (!match.ok()) return match;
+  const auto foreign =
+      std::find_if(match->segments.begin(), match->segments.end(),
+                   [&](const SegmentSummary& s) { return view.IsForeign(*s.context); });
+  if (foreign == match->segments.end()) return match;
+  if (match->lease.has_value()) core.store.Release(match->lease->id).IgnoreError();
+  keys.segments.resize(foreign - match->segments.begin());
+  return core.store.Match(keys.segments, std::nullopt, ttl);
+}
+
+absl::Status Match(ServiceCore& core, const TenantView& view, const v1::MatchPrefixRequest& request,
                    v1::MatchPrefixResponse& response) {
-  absl::StatusOr<KeyChain> keys = KeysOf(request);
+  absl::StatusOr<KeyChain> keys = KeysOf(view, request);
   if (!keys.ok()) return keys.status();
   const absl::Duration ttl = FromProto(request.lease_ttl());
   if (ttl < absl::ZeroDuration() || ttl > kMaxLease) {
@@ -75,7 +95,7 @@ absl::Status Match(ServiceCore& core, const v1::MatchPrefixRequest& request,
                                                    "; it must be from 0 to ",
                                                    absl::FormatDuration(kMaxLease)));
   }
-  absl::StatusOr<MatchResult> match = core.store.Match(keys->segments, keys->tail, ttl);
+  absl::StatusOr<MatchResult> match = MatchOwn(core, view, *keys, ttl);
   if (!match.ok()) return match.status();
   if (match->tail.has_value()) match->segments.push_back(*match->tail);
   uint64_t tokens = 0;
@@ -92,7 +112,7 @@ absl::Status Match(ServiceCore& core, const v1::MatchPrefixRequest& request,
   response.set_matched_tokens(tokens);
   response.set_bytes(bytes);
   if (match->lease.has_value()) {
-    response.set_lease_id(match->lease->id);
+    response.set_lease_id(view.TranslateLease(match->lease->id));
     *response.mutable_lease_ttl() = ToProto(ttl);
   }
   if (const double rate = core.fetch_bandwidth.bytes_per_second(); rate > 0) {
@@ -102,11 +122,12 @@ absl::Status Match(ServiceCore& core, const v1::MatchPrefixRequest& request,
   return absl::OkStatus();
 }
 
-absl::Status DeleteKeys(ServiceCore& core, const v1::DeleteRequest& request,
+absl::Status DeleteKeys(ServiceCore& core, const TenantView& view, const v1::DeleteRequest& request,
                         v1::DeleteResponse& response) {
   absl::StatusOr<std::vector<BlockKey>> keys =
       ParseKeys(request.block_keys(), "block_keys", kMaxKeysPerCall);
   if (!keys.ok()) return keys.status();
+  std::erase_if(*keys, [&](const BlockKey& key) { return !view.Owns(key); });
   absl::StatusOr<DeleteResult> removed = core.store.Delete(*keys, /*recursive=*/true);
   if (!removed.ok()) return removed.status();
   response.set_removed_segments(removed->segments);
@@ -119,14 +140,17 @@ absl::Status DeleteKeys(ServiceCore& core, const v1::DeleteRequest& request,
 grpc::Status KvCacheServiceImpl::MatchPrefix(grpc::ServerContext* context,
                                              const v1::MatchPrefixRequest* request,
                                              v1::MatchPrefixResponse* response) {
-  return Finish("MatchPrefix", *context, Match(*core_, *request, *response));
+  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
+  return Finish("MatchPrefix", *context,
+                view.ok() ? Match(*core_, *view, *request, *response) : view.status());
 }
 
 grpc::Status KvCacheServiceImpl::PutSegments(
     grpc::ServerContext* context,
     grpc::ServerReaderWriter<v1::PutSegmentsResponse, v1::PutSegmentsRequest>* stream) {
   StallWatch::Call call(&watch_, context);
-  const absl::Status status = ServePut(*core_, *stream, call);
+  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
+  const absl::Status status = view.ok() ? ServePut(*core_, *view, *stream, call) : view.status();
   return Finish("PutSegments", *context, call.status().ok() ? status : call.status());
 }
 
@@ -134,28 +158,35 @@ grpc::Status KvCacheServiceImpl::GetSegments(grpc::ServerContext* context,
                                              const v1::GetSegmentsRequest* request,
                                              grpc::ServerWriter<v1::GetSegmentsResponse>* writer) {
   StallWatch::Call call(&watch_, context);
-  const absl::Status status = ServeGet(*core_, *request, *writer, call);
+  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
+  const absl::Status status =
+      view.ok() ? ServeGet(*core_, *view, *request, *writer, call) : view.status();
   return Finish("GetSegments", *context, call.status().ok() ? status : call.status());
 }
 
-grpc::Status KvCacheServiceImpl::Release(grpc::ServerContext* /*context*/,
+grpc::Status KvCacheServiceImpl::Release(grpc::ServerContext* context,
                                          const v1::ReleaseRequest* request,
                                          v1::ReleaseResponse* /*response*/) {
+  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
+  if (!view.ok()) return Finish("Release", *context, view.status());
   // A lease that is gone was released or has expired: what the caller wants is so.
-  core_->store.Release(request->lease_id()).IgnoreError();
+  core_->store.Release(view->TranslateLease(request->lease_id())).IgnoreError();
   return grpc::Status::OK;
 }
 
 grpc::Status KvCacheServiceImpl::Exists(grpc::ServerContext* context,
                                         const v1::ExistsRequest* request,
                                         v1::ExistsResponse* response) {
+  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
+  if (!view.ok()) return Finish("Exists", *context, view.status());
   absl::StatusOr<std::vector<BlockKey>> keys =
       ParseKeys(request->block_keys(), "block_keys", kMaxKeysPerCall);
   if (!keys.ok()) return Finish("Exists", *context, keys.status());
   for (const BlockKey& key : *keys) {
     const absl::StatusOr<SegmentSummary> segment = core_->store.Describe(key);
     // Without any form it is only the place of one whose bytes were damaged.
-    response->add_stored(segment.ok() && segment->bytes() > 0);
+    response->add_stored(segment.ok() && segment->bytes() > 0 &&
+                         !view->IsForeign(*segment->context));
   }
   return grpc::Status::OK;
 }
@@ -163,7 +194,9 @@ grpc::Status KvCacheServiceImpl::Exists(grpc::ServerContext* context,
 grpc::Status KvCacheServiceImpl::Delete(grpc::ServerContext* context,
                                         const v1::DeleteRequest* request,
                                         v1::DeleteResponse* response) {
-  return Finish("Delete", *context, DeleteKeys(*core_, *request, *response));
+  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
+  return Finish("Delete", *context,
+                view.ok() ? DeleteKeys(*core_, *view, *request, *response) : view.status());
 }
 
 }  // namespace fourierkv

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compute/codec/sequence_scope.h"
+#include "kv_service/core/tenant_salt.h"
 #include "proto/support/convert.h"
 
 namespace fourierkv {
@@ -27,9 +28,12 @@ v1::HeldForm ToProto(const FormSummary& summary, SegmentForm form) {
 
 }  // namespace
 
-absl::StatusOr<CacheNamespace> FromProto(const v1::CacheNamespace& message) {
+absl::StatusOr<CacheNamespace> FromProto(const v1::CacheNamespace& message,
+                                         const std::string& tenant) {
   CacheNamespace ns;
-  ns.tenant_salt = message.tenant_salt();
+  absl::StatusOr<std::string> salt = MakeTenantSalt(tenant, message.tenant_salt());
+  if (!salt.ok()) return salt.status();
+  ns.tenant_salt = *std::move(salt);
   ns.model_id = message.model_id();
   ns.model_revision = message.model_revision();
   ns.weight_dtype = message.weight_dtype();
@@ -54,8 +58,8 @@ absl::StatusOr<CacheNamespace> FromProto(const v1::CacheNamespace& message) {
 }
 
 absl::StatusOr<std::shared_ptr<const NamespaceContext>> ResolveNamespace(
-    const v1::CacheNamespace& message, const ProfileStore& profiles) {
-  absl::StatusOr<CacheNamespace> ns = FromProto(message);
+    const v1::CacheNamespace& message, const std::string& tenant, const ProfileStore& profiles) {
+  absl::StatusOr<CacheNamespace> ns = FromProto(message, tenant);
   if (!ns.ok()) return ns.status();
   std::shared_ptr<const ProfileLayout> layout;
   if (ns->profile_id.has_value()) {

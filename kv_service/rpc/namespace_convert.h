@@ -17,12 +17,14 @@
 
 namespace fourierkv {
 
-// Validated. InvalidArgument naming the field ("namespace.kv_dtype ...").
-absl::StatusOr<CacheNamespace> FromProto(const v1::CacheNamespace& message);
+// Validated; the tenant's own, whatever the message says, if `tenant` is not empty (tenant_salt.h).
+// InvalidArgument naming the field ("namespace.kv_dtype ...").
+absl::StatusOr<CacheNamespace> FromProto(const v1::CacheNamespace& message,
+                                         const std::string& tenant);
 
 // With the codec of its profile. FailedPrecondition if the profile is not known to the service.
 absl::StatusOr<std::shared_ptr<const NamespaceContext>> ResolveNamespace(
-    const v1::CacheNamespace& message, const ProfileStore& profiles);
+    const v1::CacheNamespace& message, const std::string& tenant, const ProfileStore& profiles);
 
 // InvalidArgument, naming `field` and the position, for a key that is not 32 bytes, or for more
 // than `limit` keys.

@@ -16,9 +16,10 @@ namespace {
 
 constexpr size_t kMaxChunkBytes = 1 << 20;
 
-absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const ProfileStore& profiles) {
+absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const std::string& tenant,
+                                    const ProfileStore& profiles) {
   absl::StatusOr<std::shared_ptr<const NamespaceContext>> context =
-      ResolveNamespace(header.namespace_(), profiles);
+      ResolveNamespace(header.namespace_(), tenant, profiles);
   if (!context.ok()) return context.status();
   PutPlan plan;
   plan.context = *std::move(context);
@@ -123,14 +124,15 @@ v1::PutSegmentsResponse Committed(const PutStats& stats) {
 
 }  // namespace
 
-absl::Status ServePut(ServiceCore& core, PutServerStream& stream, StallWatch::Call& call) {
+absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream& stream,
+                      StallWatch::Call& call) {
   const absl::Time begun = absl::Now();
   v1::PutSegmentsRequest request;
   if (!stream.Read(&request)) return absl::CancelledError("the put ended before its header");
   if (!request.has_header()) {
     return absl::InvalidArgumentError("the first message of a put must be its header");
   }
-  absl::StatusOr<PutPlan> plan = ParseHeader(request.header(), core.profiles);
+  absl::StatusOr<PutPlan> plan = ParseHeader(request.header(), view.tenant(), core.profiles);
   if (!plan.ok()) return plan.status();
   absl::StatusOr<std::unique_ptr<PutSession>> put = core.puts.Begin(*std::move(plan));
   if (!put.ok()) return put.status();

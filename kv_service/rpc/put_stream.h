@@ -6,12 +6,14 @@
 #include "fourierkv/v1/kv_cache_service.grpc.pb.h"
 #include "kv_service/rpc/service_core.h"
 #include "kv_service/rpc/stall_watch.h"
+#include "kv_service/rpc/tenant_view.h"
 
 namespace fourierkv {
 
 using PutServerStream = grpc::ServerReaderWriter<v1::PutSegmentsResponse, v1::PutSegmentsRequest>;
 
 // Runs one put to its end. A stream that breaks off before the commit leaves nothing behind.
-absl::Status ServePut(ServiceCore& core, PutServerStream& stream, StallWatch::Call& call);
+absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream& stream,
+                      StallWatch::Call& call);
 
 }  // namespace fourierkv

@@ -16,6 +16,7 @@
 #include "kv_service/rpc/service_core.h"
 #include "proto/support/flag_checks.h"
 #include "proto/support/server_runner.h"
+#include "proto/support/server_security.h"
 
 namespace fourierkv {
 namespace {
@@ -30,6 +31,8 @@ struct Flags {
   int max_puts = 64;
   double stall_seconds = 60;
   double drain_seconds = 10;
+  ServerSecurityFlags security;
+  std::string health_listen;
   bool reflection = true;
   std::string log_level = "info";
   std::string log_format = "text";
@@ -69,6 +72,9 @@ void Declare(CLI::App& app, Flags& flags) {
                  "How long running calls may take to finish after SIGTERM")
       ->check(SecondsBetween(0, 3600))
       ->capture_default_str();
+  DeclareServerSecurityFlags(app, flags.security);
+  app.add_option("--health-listen", flags.health_listen,
+                 "HOST:PORT for health checks alone, in plaintext and without tokens, for probes");
   app.add_flag("--reflection,!--no-reflection", flags.reflection,
                "Serve gRPC reflection (default)");
   app.add_option("--log-level", flags.log_level, "debug, info, warning or error")
@@ -78,6 +84,8 @@ void Declare(CLI::App& app, Flags& flags) {
 
 absl::Status Serve(const Flags& flags) {
   if (absl::Status s = ConfigureLog(flags.log_level, flags.log_format); !s.ok()) return s;
+  absl::StatusOr<ServerSecurity> security = MakeServerSecurity(flags.security, flags.listen);
+  if (!security.ok()) return security.status();
   absl::StatusOr<std::unique_ptr<ComputeBackend>> backend =
       CreateBackend(flags.device, flags.threads);
   if (!backend.ok()) return backend.status();
@@ -87,6 +95,7 @@ absl::Status Serve(const Flags& flags) {
   limits.max_puts = flags.max_puts;
   limits.stall = absl::Seconds(flags.stall_seconds);
   ServiceCore core(*std::move(backend), limits);
+  core.access = security->access;
   Log(LogLevel::kInfo, "server.start",
       {{"version", FOURIERKV_VERSION},
        {"backend", core.backend->name()},
@@ -106,6 +115,8 @@ absl::Status Serve(const Flags& flags) {
   AdminServiceImpl admin(&core);
   ServerOptions options;
   options.listen = flags.listen;
+  options.security = *std::move(security);
+  options.health_listen = flags.health_listen;
   options.reflection = flags.reflection;
   options.drain_deadline = absl::Seconds(flags.drain_seconds);
   options.max_receive_message_bytes = 16 << 20;

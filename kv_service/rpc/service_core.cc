@@ -1,5 +1,8 @@
 #include "kv_service/rpc/service_core.h"
 
+#include <openssl/rand.h>
+
+#include <cstdlib>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -19,6 +22,12 @@ void LogCorruption(const BlockKey& key, SegmentForm form, int layer, Part part,
        {"layer", layer},
        {"part", PartName(part)},
        {"status", status}});
+}
+
+std::array<uint8_t, 32> RandomBytes() {
+  std::array<uint8_t, 32> bytes;
+  if (RAND_bytes(bytes.data(), static_cast<int>(bytes.size())) != 1) std::abort();
+  return bytes;
 }
 
 }  // namespace
@@ -42,6 +51,7 @@ ServiceCore::ServiceCore(std::unique_ptr<ComputeBackend> compute_backend,
       store(budget, metrics),
       puts(&store, backend.get(), limits.max_puts),
       reader(&store, backend.get(), scratch, LogCorruption),
+      lease_secret(RandomBytes()),
       started(absl::Now()) {}
 
 }  // namespace fourierkv

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -15,6 +16,7 @@
 #include "kv_service/core/segment_reader.h"
 #include "kv_service/core/segment_store.h"
 #include "kv_service/core/store_metrics.h"
+#include "proto/support/access_control.h"
 
 namespace fourierkv {
 
@@ -51,6 +53,10 @@ struct ServiceCore {
   PutManager puts;
   SegmentReader reader;
   BandwidthMeter fetch_bandwidth;
+  // Who may call what; null: calls need no token, and nobody is kept from anything. Set before the
+  // service is served.
+  std::shared_ptr<AccessControl> access;
+  const std::array<uint8_t, 32> lease_secret;  // random; tenant_view.h
   absl::Time started;
 };
 

@@ -1,6 +1,7 @@
 #include "proto/support/server_runner.h"
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/support/server_interceptor.h>
@@ -83,11 +84,6 @@ bool IsSocketInUse(const std::string& listen) {
   return connected;
 }
 
-bool IsLoopback(const std::string& listen) {
-  return absl::StartsWith(listen, "127.") || absl::StartsWith(listen, "localhost:") ||
-         absl::StartsWith(listen, "[::1]:") || absl::StartsWith(listen, "unix:");
-}
-
 // The address that clients dial: `listen` with its port replaced by the bound one.
 std::string BoundAddress(const std::string& listen, int port) {
   if (absl::StartsWith(listen, "unix:")) return listen;
@@ -121,6 +117,46 @@ class RefuseReflectionFactory final : public grpc::experimental::ServerIntercept
   }
 };
 
+void DropReflection(grpc::ServerBuilder& builder) {
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> refuse;
+  refuse.push_back(std::make_unique<RefuseReflectionFactory>());
+  builder.experimental().SetInterceptorCreators(std::move(refuse));
+}
+
+// A server of nothing but health checks, for probes that have neither certificate nor token.
+class HealthPort {
+ public:
+  static absl::StatusOr<std::unique_ptr<HealthPort>> Start(const std::string& listen) {
+    auto health = std::make_unique<HealthPort>();
+    grpc::ServerBuilder builder;
+    int port = -1;
+    builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port);
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.SetMaxReceiveMessageSize(1 << 10);
+    DropReflection(builder);
+    builder.RegisterCallbackGenericService(&health->nothing_else_);
+    health->server_ = builder.BuildAndStart();
+    if (health->server_ == nullptr) {
+      return absl::UnavailableError(
+          absl::StrCat("cannot listen on ", listen,
+                       ": the address is in use, malformed or not this machine's; choose another "
+                       "with --health-listen"));
+    }
+    Log(LogLevel::kInfo, "health.listening", {{"address", BoundAddress(listen, port)}});
+    return health;
+  }
+
+  ~HealthPort() {
+    if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
+  }
+
+  void SetNotServing() { server_->GetHealthCheckService()->SetServingStatus(false); }
+
+ private:
+  grpc::CallbackGenericService nothing_else_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
 }  // namespace
 
 void PrepareServerProcess() {
@@ -137,10 +173,11 @@ absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Ser
     return absl::InvalidArgumentError(
         absl::StrCat("--listen is '", options.listen, "'; it must be HOST:PORT or unix:PATH"));
   }
-  if (!IsLoopback(options.listen)) {
-    Log(LogLevel::kWarning, "server.exposed",
-        {{"listen", options.listen},
-         {"note", "calls are neither encrypted nor authenticated; use a trusted network"}});
+  std::shared_ptr<grpc::ServerCredentials> credentials = options.security.credentials;
+  if (credentials == nullptr) {
+    absl::StatusOr<ServerSecurity> plain = MakeServerSecurity({}, options.listen);
+    if (!plain.ok()) return plain.status();
+    credentials = plain->credentials;
   }
   KeepGrpcUntilExit();
   grpc::EnableDefaultHealthCheckService(true);
@@ -148,12 +185,10 @@ absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Ser
   if (options.reflection) {
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   } else {
-    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> refuse;
-    refuse.push_back(std::make_unique<RefuseReflectionFactory>());
-    builder.experimental().SetInterceptorCreators(std::move(refuse));
+    DropReflection(builder);
   }
   int port = -1;
-  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(options.listen, credentials, &port);
   // Without this a second server would share the port silently.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.SetMaxReceiveMessageSize(options.max_receive_message_bytes);
@@ -172,6 +207,12 @@ absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Ser
                      ": the address is in use, malformed or not this machine's; choose another "
                      "with --listen (port 0 takes any free one)"));
   }
+  std::unique_ptr<HealthPort> health;
+  if (!options.health_listen.empty()) {
+    absl::StatusOr<std::unique_ptr<HealthPort>> started = HealthPort::Start(options.health_listen);
+    if (!started.ok()) return started.status();
+    health = *std::move(started);
+  }
   DrainOnSignals();
   const std::string address = BoundAddress(options.listen, port);
   if (options.on_ready) options.on_ready(address);
@@ -183,6 +224,7 @@ absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Ser
   Log(LogLevel::kInfo, "server.draining",
       {{"signal", signal_number}, {"deadline_s", absl::ToDoubleSeconds(options.drain_deadline)}});
   server->GetHealthCheckService()->SetServingStatus(false);
+  if (health != nullptr) health->SetNotServing();
   if (options.on_drain) options.on_drain();
   server->Shutdown(std::chrono::system_clock::now() +
                    absl::ToChronoMilliseconds(options.drain_deadline));

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "proto/support/server_security.h"
 
 namespace grpc {
 class Service;
@@ -18,6 +19,11 @@ namespace fourierkv {
 struct ServerOptions {
   // host:port, port 0 for any free one, or unix:PATH.
   std::string listen = "127.0.0.1:0";
+  // As MakeServerSecurity gives it for `listen`; without it, plaintext on a loopback address.
+  ServerSecurity security;
+  // host:port of a second port that answers health checks and nothing else, in plaintext and
+  // without tokens; empty: none.
+  std::string health_listen;
   bool reflection = true;
   // How long running calls may take to finish after a stop was asked for.
   absl::Duration drain_deadline = absl::Seconds(10);
@@ -37,7 +43,8 @@ void PrepareServerProcess();
 // calls, waits for running ones and cancels what is left at the deadline; a second signal ends the
 // process at once. Prints "listening HOST:PORT" on stdout once it serves. Health and, if asked,
 // reflection are served beside `services`.
-//   Unavailable  the address cannot be bound
+//   Unavailable      an address cannot be bound
+//   InvalidArgument  an address is malformed, or open to other machines without `security`
 absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Service*>& services);
 
 }  // namespace fourierkv

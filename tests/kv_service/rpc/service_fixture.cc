@@ -158,7 +158,7 @@ absl::StatusOr<v1::PutCommitted> PutSequence(KvClient& client, const v1::PutHead
 }
 
 std::vector<std::string> KeysOf(const v1::CacheNamespace& ns, const Sequence& sequence) {
-  auto core_ns = FromProto(ns);
+  auto core_ns = FromProto(ns, "");
   if (!core_ns.ok()) std::abort();
   const KeyChain chain = ChainKeys(*core_ns, sequence.tokens());
   std::vector<std::string> keys;

@@ -1,0 +1,53 @@
+#include "kv_service/rpc/tenant_view.h"
+
+#include <cstring>
+#include <utility>
+
+#include "kv_service/core/tenant_salt.h"
+
+namespace fourierkv {
+
+TenantView::TenantView(ServiceCore* core, bool restricted, std::string tenant)
+    : core_(core), restricted_(restricted), tenant_(std::move(tenant)) {
+  if (!restricted_) return;
+  Sha256 hash;
+  hash.AddBytes(core->lease_secret.data(), core->lease_secret.size()).AddString(tenant_);
+  const Digest digest = hash.Finish();
+  std::memcpy(&lease_mask_, digest.bytes.data(), sizeof lease_mask_);
+}
+
+absl::StatusOr<TenantView> TenantView::Of(ServiceCore& core,
+                                          const grpc::ServerContextBase& context) {
+  if (core.access == nullptr) return TenantView(&core, false, "");
+  absl::StatusOr<Caller> caller = core.access->CallerOf(context);
+  if (!caller.ok()) return caller.status();
+  return TenantView(&core, true, std::move(caller->tenant));
+}
+
+bool TenantView::Owns(const BlockKey& key) const {
+  const absl::StatusOr<SegmentSummary> segment = core_->store.Describe(key);
+  return segment.ok() && !IsForeign(*segment->context);
+}
+
+bool TenantView::IsForeign(const BlockKey& key) const {
+  if (!restricted_) return false;
+  const absl::StatusOr<SegmentSummary> segment = core_->store.Describe(key);
+  return segment.ok() && IsForeign(*segment->context);
+}
+
+bool TenantView::IsForeign(const NamespaceContext& context) const {
+  return restricted_ && TenantOf(context.ns) != tenant_;
+}
+
+void TenantView::HideForeign(std::vector<OpenSegment>& open) const {
+  for (OpenSegment& segment : open) {
+    const NamespaceContext* const context = segment.segment.context.get();
+    if (context == nullptr || !IsForeign(*context)) continue;
+    OpenSegment missing;
+    missing.segment.key = segment.segment.key;
+    missing.missing = MissingReason::kNotStored;
+    segment = std::move(missing);
+  }
+}
+
+}  // namespace fourierkv
