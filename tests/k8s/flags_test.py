@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import unittest
 
+import throwaway_secrets
 from k8s_objects import OVERLAYS, ROOT, Overlay
 
 BIN = pathlib.Path(os.environ["FOURIERKV_BIN_DIR"])
@@ -31,12 +32,15 @@ def running(program, arguments):
 
         def failure(what):
             process.kill()
+            status = process.wait()
             errors.seek(0)
-            return AssertionError(f"{command} {what}: {errors.read()}")
+            return AssertionError(f"{command} {what}, status {status}: {errors.read()}")
 
         ready, _, _ = select.select([process.stdout], [], [], PATIENCE_SECONDS)
         line = process.stdout.readline() if ready else ""
         if not line.startswith("listening "):
+            if ready and not line:  # it is ending
+                process.wait(PATIENCE_SECONDS)
             raise failure("does not serve")
         try:
             yield line.split()[1]
@@ -44,8 +48,8 @@ def running(program, arguments):
             process.kill()
             raise
         process.terminate()
-        if (status := process.wait(PATIENCE_SECONDS)) != 0:
-            raise failure(f"ended with {status}")
+        if process.wait(PATIENCE_SECONDS) != 0:
+            raise failure("ended badly")
 
 
 class FlagsTest(unittest.TestCase):
@@ -65,22 +69,30 @@ class FlagsTest(unittest.TestCase):
                 self.assertEqual(workload.arguments()["--config"], f"{mounts['config']}/{workload.config_name}")
 
     def test_programs_start_with_their_files_and_end_when_asked(self):
-        """With ports, devices and models of this machine instead; the command line wins over a file."""
+        """With ports, devices, models and secrets of this machine instead; the command line wins over a file."""
         for name in OVERLAYS:
-            with self.subTest(name), tempfile.TemporaryDirectory() as folder:
+            with self.subTest(name), tempfile.TemporaryDirectory() as made:
+                folder = pathlib.Path(made)
+                throwaway_secrets.make(folder)
                 workloads = {workload.program: workload for workload in Overlay(name).workloads()}
 
                 def arguments(program, **changes):
                     workload = workloads[program]
-                    config = pathlib.Path(folder) / workload.config_name
+                    config = folder / workload.config_name
                     config.write_text(workload.config_text)
-                    listen = workload.config["listen"].rpartition(":")[0] + ":0"
-                    return {**workload.arguments(), "--config": config, "--listen": listen, **changes}
+                    flags = {**workload.arguments(), "--config": config}
+                    for key, value in workload.config.items():
+                        if str(value).startswith("0.0.0.0:"):
+                            flags[f"--{key}"] = "0.0.0.0:0"
+                        if str(value).startswith("/etc/") or key == "disk-path":
+                            flags[f"--{key}"] = folder / pathlib.PurePath(value).name
+                    return {**flags, **changes}
 
-                server = arguments("fourierkv-server", **{"--metrics": "127.0.0.1:0"})
-                with running("fourierkv-server", server) as address:
+                with running("fourierkv-server", arguments("fourierkv-server")) as address:
                     port = address.rpartition(":")[2]
                     worker = {"--server": f"127.0.0.1:{port}", "--model": MODEL, "--device": "cpu"}
+                    if "tls-ca" in workloads["fourierkv-decode"].config:
+                        worker["--tls-server-name"] = throwaway_secrets.HOST
                     for program in ("fourierkv-prefill", "fourierkv-decode"):
                         with running(program, arguments(program, **worker)):
                             pass

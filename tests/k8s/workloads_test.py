@@ -72,24 +72,44 @@ class WorkloadsTest(unittest.TestCase):
             self.assertEqual(workload.pod["securityContext"]["fsGroup"], USER)
 
     @for_each_workload
-    def test_probes_ask_the_port_that_the_program_serves(self, _, workload):
-        port = int(workload.config["listen"].rpartition(":")[2])
-        self.assertEqual(workload.ports["grpc"], port)
+    def test_probes_ask_the_port_for_them(self, _, workload):
+        """Which is never encrypted: probes could not read it."""
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             # Without a service the health of the whole server is asked for.
-            self.assertEqual(workload.container[kind]["grpc"], {"port": port}, kind)
+            self.assertEqual(workload.container[kind]["grpc"], {"port": workload.ports["health"]}, kind)
         startup = workload.container["startupProbe"]
         patience = startup["periodSeconds"] * startup["failureThreshold"]
         self.assertGreater(patience, 2 * workload.config.get("connect-timeout", 30))
 
     @for_each_workload
     def test_ports_are_those_that_are_listened_on(self, _, workload):
-        self.assertTrue(workload.config["listen"].startswith("0.0.0.0:"))
-        listened = {"grpc": int(workload.config["listen"].rpartition(":")[2])}
-        if "metrics" in workload.config:
-            listened["metrics"] = int(workload.config["metrics"].rpartition(":")[2])
-            self.assertTrue(workload.config["metrics"].startswith("0.0.0.0:"))
-        self.assertEqual(workload.ports, listened)
+        flags = {"grpc": "listen", "health": "health-listen", "metrics": "metrics"}
+        listened = {port: workload.config[flag] for port, flag in flags.items() if flag in workload.config}
+        self.assertEqual({port: f"0.0.0.0:{number}" for port, number in workload.ports.items()}, listened)
+
+    @for_each_workload
+    def test_calls_are_encrypted_and_authenticated_in_production(self, overlay, workload):
+        flags = {"tls-cert", "tls-key", "auth-keys", "auth-audience"}
+        if workload.program == "fourierkv-server":
+            flags |= {"tls-client-ca"}
+        else:
+            flags |= {"tls-ca", "token-file"}
+        if overlay.name == "production":
+            self.assertLessEqual(flags, set(workload.config))
+            self.assertNotIn("insecure", workload.config)
+        else:
+            self.assertIs(workload.config["insecure"], True)
+            self.assertEqual(flags & set(workload.config), set())
+
+    @for_each_workload
+    def test_files_in_flags_are_in_secrets_that_the_pod_alone_reads(self, _, workload):
+        secrets = {volume["name"]: volume["secret"] for volume in workload.pod["volumes"] if "secret" in volume}
+        folders = {mount["mountPath"] for mount in workload.container["volumeMounts"] if mount["name"] in secrets}
+        files = [value for value in workload.config.values() if str(value).startswith("/etc/")]
+        self.assertEqual({file.rpartition("/")[0] for file in files}, folders)
+        for secret in secrets.values():
+            self.assertEqual(secret["defaultMode"], 0o440)
+            self.assertEqual(workload.pod["securityContext"]["fsGroup"], USER)
 
     @for_each_workload
     def test_memory_and_cpus_are_bounded_and_the_flags_know_it(self, _, workload):
