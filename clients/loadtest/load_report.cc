@@ -1,9 +1,11 @@
 #include "clients/loadtest/load_report.h"
 
 #include <numeric>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 
 namespace fourierkv::loadtest {
 namespace {
@@ -68,19 +70,20 @@ uint64_t LoadReport::sum_completed() const {
 }
 
 std::string LoadReport::generator_fault() const {
+  std::vector<std::string> faults;
+  if (totals.waited > 0) {
+    faults.push_back(
+        absl::StrCat(totals.waited, " operations waited for one of ", options.concurrency,
+                     " slots: the service is beyond its capacity, or --concurrency is too low."));
+  }
   if (totals.lag.Quantile(0.99) > kLagThatMatters) {
-    return absl::StrCat("the generator fell behind: 1% of operations were sent more than ",
-                        Milliseconds(totals.lag.Quantile(0.99)),
-                        " ms late with a slot free; give it more cores or --senders, or a lower "
-                        "--rate");
+    faults.push_back(absl::StrCat(
+        "The generator fell behind: 1% of operations were sent more than ",
+        Milliseconds(totals.lag.Quantile(0.99)),
+        " ms late with a slot free; give it more cores or --senders, or a lower --rate."));
   }
-  if (totals.waited > 0 || unsent > 0) {
-    return absl::StrCat(totals.waited, " operations waited for one of ", options.concurrency,
-                        " slots and ", unsent,
-                        " were not sent at all: the service is beyond its capacity, or "
-                        "--concurrency is too low");
-  }
-  return "";
+  if (unsent > 0) faults.push_back(absl::StrCat(unsent, " operations were not sent at all."));
+  return absl::StrJoin(faults, " ");
 }
 
 int LoadReport::exit_code() const {

@@ -48,7 +48,7 @@ struct LoadReport {
   uint64_t sum_offered() const;
   uint64_t sum_completed() const;
   // The generator did not send what it was asked to, or not when: latencies are then in part its
-  // own. Empty, or a sentence that says what to do.
+  // own. Empty, or sentences that say what to do.
   std::string generator_fault() const;
   int exit_code() const;
 };
