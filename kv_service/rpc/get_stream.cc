@@ -13,6 +13,8 @@ namespace fourierkv {
 namespace {
 
 constexpr size_t kBatchBytes = 1 << 20;
+constexpr absl::Duration kLongestTierWait = absl::Seconds(10);
+constexpr absl::Duration kLongestTierWaitAsked = absl::Minutes(10);
 
 absl::StatusOr<std::vector<SegmentWant>> ParseWants(const v1::GetSegmentsRequest& request) {
   if (request.segments().empty()) {
@@ -91,6 +93,14 @@ v1::GetSegmentsResponse MakePlan(const std::vector<OpenSegment>& open, int first
   return response;
 }
 
+// How long tiers beneath memory may take: what comes later would come too late to be sent.
+absl::Time TierDeadline(const v1::GetSegmentsRequest& request, absl::Time deadline) {
+  const absl::Time now = absl::Now();
+  absl::Duration wait = std::min(kLongestTierWait, (deadline - now) / 2);
+  if (request.has_tier_wait()) wait = std::min(FromProto(request.tier_wait()), deadline - now);
+  return now + std::clamp(wait, absl::ZeroDuration(), kLongestTierWaitAsked);
+}
+
 // Collects pieces of blobs into messages of about kBatchBytes.
 class BatchWriter {
  public:
@@ -139,14 +149,15 @@ class BatchWriter {
 }  // namespace
 
 absl::Status ServeGet(ServiceCore& core, const TenantView& view,
-                      const v1::GetSegmentsRequest& request,
+                      const v1::GetSegmentsRequest& request, absl::Time deadline,
                       grpc::ServerWriter<v1::GetSegmentsResponse>& writer, StallWatch::Call& call) {
   absl::StatusOr<std::vector<SegmentWant>> wants = ParseWants(request);
   if (!wants.ok()) return wants.status();
   for (SegmentWant& want : *wants) {
     if (view.IsForeign(want.key)) want.key = BlockKey();  // which nothing has
   }
-  absl::StatusOr<std::vector<OpenSegment>> opened = core.reader.Open(*wants);
+  absl::StatusOr<std::vector<OpenSegment>> opened =
+      core.reader.Open(*wants, TierDeadline(request, deadline));
   if (!opened.ok()) return opened.status();
   std::vector<OpenSegment>& open = *opened;
   view.HideForeign(open);

@@ -13,7 +13,7 @@ namespace fourierkv {
 inline constexpr int kMaxSegmentsPerGet = 16384;
 
 absl::Status ServeGet(ServiceCore& core, const TenantView& view,
-                      const v1::GetSegmentsRequest& request,
+                      const v1::GetSegmentsRequest& request, absl::Time deadline,
                       grpc::ServerWriter<v1::GetSegmentsResponse>& writer, StallWatch::Call& call);
 
 }  // namespace fourierkv

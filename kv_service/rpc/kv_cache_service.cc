@@ -33,6 +33,10 @@ grpc::Status Finish(const char* method, const grpc::ServerContext& context,
   return ToGrpc(status);
 }
 
+absl::Time DeadlineOf(const grpc::ServerContext& context) {
+  return absl::FromChrono(context.deadline());  // far away if the caller set none
+}
+
 absl::StatusOr<KeyChain> KeysOf(const TenantView& view, const v1::MatchPrefixRequest& request) {
   if (request.token_ids().empty() == request.block_keys().empty()) {
     return absl::InvalidArgumentError(
@@ -73,8 +77,8 @@ absl::StatusOr<KeyChain> KeysOf(const TenantView& view, const v1::MatchPrefixReq
 // Ends what matched before the first segment that is not the caller's: one that was not known to be
 // when the keys were looked at.
 absl::StatusOr<MatchResult> MatchOwn(ServiceCore& core, const TenantView& view, KeyChain& keys,
-                                     absl::Duration ttl) {
-  absl::StatusOr<MatchResult> match = core.store.Match(keys.segments, keys.tail, ttl);
+                                     absl::Duration ttl, absl::Time deadline) {
+  absl::StatusOr<MatchResult> match = core.tiers.Match(keys.segments, keys.tail, ttl, deadline);
   if (!match.ok()) return match;
   const auto foreign =
       std::find_if(match->segments.begin(), match->segments.end(),
@@ -82,11 +86,39 @@ absl::StatusOr<MatchResult> MatchOwn(ServiceCore& core, const TenantView& view, 
   if (foreign == match->segments.end()) return match;
   if (match->lease.has_value()) core.store.Release(match->lease->id).IgnoreError();
   keys.segments.resize(foreign - match->segments.begin());
-  return core.store.Match(keys.segments, std::nullopt, ttl);
+  return core.tiers.Match(keys.segments, std::nullopt, ttl, deadline);
+}
+
+// The promise of the tier that a segment was found in.
+v1::Durability TierOf(const ServiceCore& core, const SegmentSummary& segment) {
+  if (segment.tier == 0) return v1::DURABILITY_MEMORY;
+  return ToProto(core.tiers.tiers()[segment.tier - 1]->tier().durability());
+}
+
+// How long it takes to bring what matched from where it is; zero if nothing is known.
+absl::Duration FetchTime(const ServiceCore& core, std::span<const SegmentSummary> segments) {
+  std::vector<double> bytes(core.tiers.tiers().size() + 1);
+  for (const SegmentSummary& segment : segments) {
+    for (const SegmentForm form : kHeldForms) {
+      const int64_t held = segment.forms[form].bytes;
+      if (held == 0) continue;
+      bytes[0] += static_cast<double>(held);  // all goes to the client
+      if (segment.tier > 0) bytes[segment.tier] += static_cast<double>(held);
+      break;
+    }
+  }
+  double seconds = 0;
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    const double rate =
+        i == 0 ? core.fetch_bandwidth.bytes_per_second()
+               : core.tiers.tiers()[i - 1]->metrics().load_bandwidth.bytes_per_second();
+    if (rate > 0) seconds += bytes[i] / rate;
+  }
+  return absl::Seconds(seconds);
 }
 
 absl::Status Match(ServiceCore& core, const TenantView& view, const v1::MatchPrefixRequest& request,
-                   v1::MatchPrefixResponse& response) {
+                   absl::Time deadline, v1::MatchPrefixResponse& response) {
   absl::StatusOr<KeyChain> keys = KeysOf(view, request);
   if (!keys.ok()) return keys.status();
   const absl::Duration ttl = FromProto(request.lease_ttl());
@@ -95,7 +127,7 @@ absl::Status Match(ServiceCore& core, const TenantView& view, const v1::MatchPre
                                                    "; it must be from 0 to ",
                                                    absl::FormatDuration(kMaxLease)));
   }
-  absl::StatusOr<MatchResult> match = MatchOwn(core, view, *keys, ttl);
+  absl::StatusOr<MatchResult> match = MatchOwn(core, view, *keys, ttl, deadline);
   if (!match.ok()) return match.status();
   if (match->tail.has_value()) match->segments.push_back(*match->tail);
   uint64_t tokens = 0;
@@ -106,6 +138,7 @@ absl::Status Match(ServiceCore& core, const TenantView& view, const v1::MatchPre
     message->set_index(segment.index);
     message->set_tokens(segment.tokens);
     for (const v1::HeldForm& form : HeldForms(segment)) *message->add_forms() = form;
+    message->set_tier(TierOf(core, segment));
     if (message->forms_size() > 0) bytes += message->forms(0).bytes();
     tokens += segment.tokens;
   }
@@ -115,20 +148,19 @@ absl::Status Match(ServiceCore& core, const TenantView& view, const v1::MatchPre
     response.set_lease_id(view.TranslateLease(match->lease->id));
     *response.mutable_lease_ttl() = ToProto(ttl);
   }
-  if (const double rate = core.fetch_bandwidth.bytes_per_second(); rate > 0) {
-    *response.mutable_estimated_fetch_time() =
-        ToProto(absl::Seconds(static_cast<double>(bytes) / rate));
+  if (const absl::Duration time = FetchTime(core, match->segments); time > absl::ZeroDuration()) {
+    *response.mutable_estimated_fetch_time() = ToProto(time);
   }
   return absl::OkStatus();
 }
 
 absl::Status DeleteKeys(ServiceCore& core, const TenantView& view, const v1::DeleteRequest& request,
-                        v1::DeleteResponse& response) {
+                        absl::Time deadline, v1::DeleteResponse& response) {
   absl::StatusOr<std::vector<BlockKey>> keys =
       ParseKeys(request.block_keys(), "block_keys", kMaxKeysPerCall);
   if (!keys.ok()) return keys.status();
   std::erase_if(*keys, [&](const BlockKey& key) { return !view.Owns(key); });
-  absl::StatusOr<DeleteResult> removed = core.store.Delete(*keys, /*recursive=*/true);
+  absl::StatusOr<DeleteResult> removed = core.tiers.Delete(*keys, deadline);
   if (!removed.ok()) return removed.status();
   response.set_removed_segments(removed->segments);
   response.set_freed_bytes(removed->bytes);
@@ -141,8 +173,9 @@ grpc::Status KvCacheServiceImpl::MatchPrefix(grpc::ServerContext* context,
                                              const v1::MatchPrefixRequest* request,
                                              v1::MatchPrefixResponse* response) {
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  return Finish("MatchPrefix", *context,
-                view.ok() ? Match(*core_, *view, *request, *response) : view.status());
+  return Finish(
+      "MatchPrefix", *context,
+      view.ok() ? Match(*core_, *view, *request, DeadlineOf(*context), *response) : view.status());
 }
 
 grpc::Status KvCacheServiceImpl::PutSegments(
@@ -150,7 +183,8 @@ grpc::Status KvCacheServiceImpl::PutSegments(
     grpc::ServerReaderWriter<v1::PutSegmentsResponse, v1::PutSegmentsRequest>* stream) {
   StallWatch::Call call(&watch_, context);
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  const absl::Status status = view.ok() ? ServePut(*core_, *view, *stream, call) : view.status();
+  const absl::Status status =
+      view.ok() ? ServePut(*core_, *view, *stream, DeadlineOf(*context), call) : view.status();
   return Finish("PutSegments", *context, call.status().ok() ? status : call.status());
 }
 
@@ -160,7 +194,8 @@ grpc::Status KvCacheServiceImpl::GetSegments(grpc::ServerContext* context,
   StallWatch::Call call(&watch_, context);
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
   const absl::Status status =
-      view.ok() ? ServeGet(*core_, *view, *request, *writer, call) : view.status();
+      view.ok() ? ServeGet(*core_, *view, *request, DeadlineOf(*context), *writer, call)
+                : view.status();
   return Finish("GetSegments", *context, call.status().ok() ? status : call.status());
 }
 
@@ -182,11 +217,8 @@ grpc::Status KvCacheServiceImpl::Exists(grpc::ServerContext* context,
   absl::StatusOr<std::vector<BlockKey>> keys =
       ParseKeys(request->block_keys(), "block_keys", kMaxKeysPerCall);
   if (!keys.ok()) return Finish("Exists", *context, keys.status());
-  for (const BlockKey& key : *keys) {
-    const absl::StatusOr<SegmentSummary> segment = core_->store.Describe(key);
-    // Without any form it is only the place of one whose bytes were damaged.
-    response->add_stored(segment.ok() && segment->bytes() > 0 &&
-                         !view->IsForeign(*segment->context));
+  for (const auto& segment : core_->tiers.Describe(*keys, DeadlineOf(*context))) {
+    response->add_stored(segment.has_value() && !view->IsForeign(*segment->context));
   }
   return grpc::Status::OK;
 }
@@ -196,7 +228,8 @@ grpc::Status KvCacheServiceImpl::Delete(grpc::ServerContext* context,
                                         v1::DeleteResponse* response) {
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
   return Finish("Delete", *context,
-                view.ok() ? DeleteKeys(*core_, *view, *request, *response) : view.status());
+                view.ok() ? DeleteKeys(*core_, *view, *request, DeadlineOf(*context), *response)
+                          : view.status());
 }
 
 }  // namespace fourierkv

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "kv_service/rpc/tier_metrics.h"
 
 namespace fourierkv {
 namespace {
@@ -104,6 +105,18 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
   counter("corrupt_blobs_total", "Blobs found damaged and dropped.", of(m.corrupt_blobs));
   counter("chunk_checksum_errors_total", "Chunks refused for their checksum.",
           of(m.chunk_checksum_errors));
+  const WriteBack::Stats behind = core.tiers.write_back();
+  gauge("write_back_queued_bytes", "Bytes still to be written to tiers behind answers.",
+        behind.queued_bytes);
+  counter("write_back_written_segments_total", "Segments written to tiers behind answers.",
+          behind.written_segments);
+  counter("write_back_dropped_segments_total",
+          "Segments not written for lack of room in the queue.", behind.dropped_segments);
+  counter("write_back_failed_segments_total", "Segments not written because the tier failed.",
+          behind.failed_segments);
+  for (prometheus::MetricFamily& family : CollectTiers(core.tiers)) {
+    families.push_back(std::move(family));
+  }
   return families;
 }
 

@@ -114,4 +114,21 @@ std::vector<v1::HeldForm> HeldForms(const SegmentSummary& segment) {
   return forms;
 }
 
+absl::StatusOr<Durability> FromProto(v1::Durability durability, const char* field) {
+  switch (durability) {
+    case v1::DURABILITY_UNSPECIFIED:
+    case v1::DURABILITY_MEMORY:
+      return Durability::kMemory;
+    case v1::DURABILITY_DISK:
+      return Durability::kDisk;
+    case v1::DURABILITY_SHARED:
+      return Durability::kShared;
+    default:
+      return absl::InvalidArgumentError(absl::StrCat(field, " is ", static_cast<int>(durability),
+                                                     "; it must be MEMORY, DISK or SHARED"));
+  }
+}
+
+v1::Durability ToProto(Durability durability) { return static_cast<v1::Durability>(durability); }
+
 }  // namespace fourierkv

@@ -9,10 +9,12 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "fourierkv/v1/kv_cache_service.pb.h"
 #include "fourierkv/v1/types.pb.h"
 #include "kv_service/core/block_key.h"
 #include "kv_service/core/cache_namespace.h"
 #include "kv_service/core/profile_store.h"
+#include "kv_service/core/segment_tier.h"
 #include "kv_service/core/stored_segment.h"
 
 namespace fourierkv {
@@ -40,5 +42,9 @@ absl::StatusOr<int64_t> ParseSequenceCapacity(uint64_t capacity, const char* fie
 
 // The forms of `segment` that are held, smallest first.
 std::vector<v1::HeldForm> HeldForms(const SegmentSummary& segment);
+
+// UNSPECIFIED is MEMORY. InvalidArgument naming `field` for a value that is unknown here.
+absl::StatusOr<Durability> FromProto(v1::Durability durability, const char* field);
+v1::Durability ToProto(Durability durability);
 
 }  // namespace fourierkv

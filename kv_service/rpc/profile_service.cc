@@ -5,7 +5,7 @@
 
 namespace fourierkv {
 
-grpc::Status ProfileServiceImpl::PutProfile(grpc::ServerContext* /*context*/,
+grpc::Status ProfileServiceImpl::PutProfile(grpc::ServerContext* context,
                                             const v1::PutProfileRequest* request,
                                             v1::PutProfileResponse* response) {
   absl::StatusOr<std::shared_ptr<const ProfileLayout>> layout =
@@ -15,6 +15,9 @@ grpc::Status ProfileServiceImpl::PutProfile(grpc::ServerContext* /*context*/,
       {{"id", (*layout)->id().ToHex()},
        {"name", (*layout)->profile().name},
        {"bits_per_element", (*layout)->BitsPerElement()}});
+  if (tiers_ != nullptr) {
+    tiers_->StoreProfile(*layout, absl::FromChrono(context->deadline()));
+  }
   response->set_profile_id((*layout)->id().ToString());
   return grpc::Status::OK;
 }

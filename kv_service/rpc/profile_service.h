@@ -4,13 +4,16 @@
 
 #include "fourierkv/v1/profile_service.grpc.pb.h"
 #include "kv_service/core/profile_store.h"
+#include "kv_service/core/tiered_store.h"
 
 namespace fourierkv {
 
 // Thread safe. `profiles` must outlive it.
 class ProfileServiceImpl final : public v1::ProfileService::Service {
  public:
-  explicit ProfileServiceImpl(ProfileStore* profiles) : profiles_(profiles) {}
+  // Profiles that are put are kept in `tiers` too.
+  explicit ProfileServiceImpl(ProfileStore* profiles, TieredStore* tiers = nullptr)
+      : profiles_(profiles), tiers_(tiers) {}
 
   grpc::Status PutProfile(grpc::ServerContext* context, const v1::PutProfileRequest* request,
                           v1::PutProfileResponse* response) override;
@@ -21,6 +24,7 @@ class ProfileServiceImpl final : public v1::ProfileService::Service {
 
  private:
   ProfileStore* profiles_;
+  TieredStore* tiers_;
 };
 
 }  // namespace fourierkv

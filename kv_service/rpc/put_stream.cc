@@ -15,6 +15,7 @@ namespace fourierkv {
 namespace {
 
 constexpr size_t kMaxChunkBytes = 1 << 20;
+constexpr absl::Duration kLongestCommit = absl::Minutes(1);
 
 absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const std::string& tenant,
                                     const ProfileStore& profiles) {
@@ -75,7 +76,17 @@ absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const std::stri
       ParseSequenceCapacity(header.sequence_capacity(), "header.sequence_capacity");
   if (!capacity.ok()) return capacity.status();
   plan.sequence_capacity = *capacity;
+  absl::StatusOr<Durability> durability = FromProto(header.durability(), "header.durability");
+  if (!durability.ok()) return durability.status();
+  plan.durability = *durability;
   return plan;
+}
+
+// The answer, too, has to arrive in time. A client without a deadline does not wait for ever for a
+// disk that hangs.
+absl::Time CommitDeadline(absl::Time deadline) {
+  const absl::Time now = absl::Now();
+  return now + std::min((deadline - now) * 0.9, kLongestCommit);
 }
 
 absl::Status AddChunk(PutSession& put, const v1::PutChunk& chunk) {
@@ -107,7 +118,7 @@ v1::PutSegmentsResponse Accepted(const PutSession& put) {
 v1::PutSegmentsResponse Committed(const PutStats& stats) {
   v1::PutSegmentsResponse response;
   v1::PutCommitted* committed = response.mutable_committed();
-  committed->set_durability(v1::DURABILITY_MEMORY);
+  committed->set_durability(ToProto(stats.durability));
   committed->set_stored_segments(stats.segments_stored);
   committed->set_deduplicated_segments(stats.segments_deduplicated);
   committed->set_payload_bytes_received(stats.bytes_received);
@@ -125,7 +136,7 @@ v1::PutSegmentsResponse Committed(const PutStats& stats) {
 }  // namespace
 
 absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream& stream,
-                      StallWatch::Call& call) {
+                      absl::Time deadline, StallWatch::Call& call) {
   const absl::Time begun = absl::Now();
   v1::PutSegmentsRequest request;
   if (!stream.Read(&request)) return absl::CancelledError("the put ended before its header");
@@ -134,7 +145,7 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
   }
   absl::StatusOr<PutPlan> plan = ParseHeader(request.header(), view.tenant(), core.profiles);
   if (!plan.ok()) return plan.status();
-  absl::StatusOr<std::unique_ptr<PutSession>> put = core.puts.Begin(*std::move(plan));
+  absl::StatusOr<std::unique_ptr<PutSession>> put = core.puts.Begin(*std::move(plan), deadline);
   if (!put.ok()) return put.status();
   if (!stream.Write(Accepted(**put))) return absl::CancelledError("the client is gone");
 
@@ -145,7 +156,7 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
         if (absl::Status s = AddChunk(**put, request.chunk()); !s.ok()) return s;
         break;
       case v1::PutSegmentsRequest::kCommit: {
-        absl::StatusOr<PutStats> stats = (*put)->Commit();
+        absl::StatusOr<PutStats> stats = (*put)->Commit(CommitDeadline(deadline));
         if (!stats.ok()) return stats.status();
         Log(LogLevel::kInfo, "put.commit",
             {{"stored", stats->segments_stored},
@@ -155,6 +166,7 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
              {"lossless_bytes", stats->lossless_bytes},
              {"compact_bytes", stats->compact_bytes},
              {"archived_bytes", stats->archived_bytes},
+             {"durability", DurabilityName(stats->durability)},
              {"max_relative_error", static_cast<double>(stats->max_relative_error)},
              {"ms", absl::ToDoubleMilliseconds(absl::Now() - begun)}});
         stream.Write(Committed(*stats));

@@ -14,6 +14,6 @@ using PutServerStream = grpc::ServerReaderWriter<v1::PutSegmentsResponse, v1::Pu
 
 // Runs one put to its end. A stream that breaks off before the commit leaves nothing behind.
 absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream& stream,
-                      StallWatch::Call& call);
+                      absl::Time deadline, StallWatch::Call& call);
 
 }  // namespace fourierkv

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "compute/backend/compute_backend.h"
 #include "compute/base/structured_log.h"
 #include "kv_service/rpc/admin_service.h"
@@ -14,6 +15,7 @@
 #include "kv_service/rpc/metrics_exporter.h"
 #include "kv_service/rpc/profile_service.h"
 #include "kv_service/rpc/service_core.h"
+#include "kv_service/tiers/disk_tier.h"
 #include "proto/support/flag_checks.h"
 #include "proto/support/server_runner.h"
 #include "proto/support/server_security.h"
@@ -28,6 +30,8 @@ struct Flags {
   int threads = 0;
   uint64_t memory = uint64_t{4} << 30;
   uint64_t scratch_memory = uint64_t{256} << 20;
+  std::string disk_path;
+  uint64_t disk_bytes = uint64_t{64} << 30;
   int max_puts = 64;
   double stall_seconds = 60;
   double drain_seconds = 10;
@@ -55,6 +59,12 @@ void Declare(CLI::App& app, Flags& flags) {
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(uint64_t{1} << 20, uint64_t{1} << 46))
       ->default_str("256MB");
+  app.add_option("--disk-path", flags.disk_path, "Directory of the disk tier; \"\": memory alone")
+      ->capture_default_str();
+  app.add_option("--disk-bytes", flags.disk_bytes, "Byte budget of the disk tier's payload files")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(uint64_t{1} << 20, uint64_t{1} << 50))
+      ->default_str("64GB");
   app.add_option("--max-puts", flags.max_puts, "Puts in progress at the same time")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
@@ -82,6 +92,18 @@ void Declare(CLI::App& app, Flags& flags) {
   app.add_option("--log-format", flags.log_format, "text or json")->capture_default_str();
 }
 
+absl::Status AddDiskTier(const Flags& flags, ServiceCore& core) {
+  if (flags.disk_path.empty()) return absl::OkStatus();
+  DiskTierOptions options;
+  options.path = flags.disk_path;
+  options.limit_bytes = static_cast<int64_t>(flags.disk_bytes);
+  absl::StatusOr<std::unique_ptr<SegmentTier>> tier =
+      OpenDiskTier(options, &core.profiles, &core.namespaces);
+  if (!tier.ok()) return tier.status();
+  core.tiers.AddTier(*std::move(tier));
+  return absl::OkStatus();
+}
+
 absl::Status Serve(const Flags& flags) {
   if (absl::Status s = ConfigureLog(flags.log_level, flags.log_format); !s.ok()) return s;
   absl::StatusOr<ServerSecurity> security = MakeServerSecurity(flags.security, flags.listen);
@@ -95,6 +117,7 @@ absl::Status Serve(const Flags& flags) {
   limits.max_puts = flags.max_puts;
   limits.stall = absl::Seconds(flags.stall_seconds);
   ServiceCore core(*std::move(backend), limits);
+  if (absl::Status s = AddDiskTier(flags, core); !s.ok()) return s;
   core.access = security->access;
   Log(LogLevel::kInfo, "server.start",
       {{"version", FOURIERKV_VERSION},
@@ -111,7 +134,7 @@ absl::Status Serve(const Flags& flags) {
   }
 
   KvCacheServiceImpl cache(&core);
-  ProfileServiceImpl profiles(&core.profiles);
+  ProfileServiceImpl profiles(&core.profiles, &core.tiers);
   AdminServiceImpl admin(&core);
   ServerOptions options;
   options.listen = flags.listen;
@@ -120,7 +143,12 @@ absl::Status Serve(const Flags& flags) {
   options.reflection = flags.reflection;
   options.drain_deadline = absl::Seconds(flags.drain_seconds);
   options.max_receive_message_bytes = 16 << 20;
-  return RunServer(options, {&cache, &profiles, &admin});
+  const absl::Status served = RunServer(options, {&cache, &profiles, &admin});
+  if (!core.tiers.Drain(absl::Now() + options.drain_deadline)) {
+    Log(LogLevel::kWarning, "server.not_all_written",
+        {{"bytes", core.tiers.write_back().queued_bytes}});
+  }
+  return served;
 }
 
 }  // namespace

@@ -11,9 +11,6 @@
 namespace fourierkv {
 namespace {
 
-constexpr int64_t kSmallestMeasured = 256 << 10;
-constexpr double kNewShare = 0.2;
-
 void LogCorruption(const BlockKey& key, SegmentForm form, int layer, Part part,
                    const absl::Status& status) {
   Log(LogLevel::kError, "segment.corrupt",
@@ -32,15 +29,6 @@ std::array<uint8_t, 32> RandomBytes() {
 
 }  // namespace
 
-void BandwidthMeter::Record(int64_t bytes, absl::Duration elapsed) {
-  if (bytes < kSmallestMeasured || elapsed <= absl::ZeroDuration()) return;
-  const double now = static_cast<double>(bytes) / absl::ToDoubleSeconds(elapsed);
-  double old = rate_.load(std::memory_order_relaxed);
-  while (!rate_.compare_exchange_weak(old, old == 0 ? now : old + kNewShare * (now - old),
-                                      std::memory_order_relaxed)) {
-  }
-}
-
 ServiceCore::ServiceCore(std::unique_ptr<ComputeBackend> compute_backend,
                          const ServiceLimits& service_limits)
     : limits(service_limits),
@@ -49,8 +37,10 @@ ServiceCore::ServiceCore(std::unique_ptr<ComputeBackend> compute_backend,
       budget(MemoryBudget::Create("segment memory (--memory)", limits.memory_bytes)),
       scratch(MemoryBudget::Create("scratch memory (--scratch-memory)", limits.scratch_bytes)),
       store(budget, metrics),
-      puts(&store, backend.get(), limits.max_puts),
-      reader(&store, backend.get(), scratch, LogCorruption),
+      namespaces(&profiles),
+      tiers(&store, {}),
+      puts(&store, backend.get(), limits.max_puts, &tiers),
+      reader(&store, backend.get(), scratch, LogCorruption, &tiers),
       lease_secret(RandomBytes()),
       started(absl::Now()) {}
 

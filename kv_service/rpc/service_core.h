@@ -10,12 +10,15 @@
 
 #include "absl/time/time.h"
 #include "compute/backend/compute_backend.h"
+#include "kv_service/core/bandwidth_meter.h"
 #include "kv_service/core/memory_budget.h"
+#include "kv_service/core/namespace_directory.h"
 #include "kv_service/core/profile_store.h"
 #include "kv_service/core/put_session.h"
 #include "kv_service/core/segment_reader.h"
 #include "kv_service/core/segment_store.h"
 #include "kv_service/core/store_metrics.h"
+#include "kv_service/core/tiered_store.h"
 #include "proto/support/access_control.h"
 
 namespace fourierkv {
@@ -25,18 +28,6 @@ struct ServiceLimits {
   int64_t scratch_bytes = int64_t{1} << 28;  // forms made for a fetch and not kept
   int max_puts = 64;                         // at the same time
   absl::Duration stall = absl::Minutes(1);   // how long a client may neither send nor read
-};
-
-// Bytes per second of recent fetches, as clients drained them. Thread safe.
-class BandwidthMeter {
- public:
-  // Ignores transfers too small to tell.
-  void Record(int64_t bytes, absl::Duration elapsed);
-  // 0 before the first record.
-  double bytes_per_second() const { return rate_.load(std::memory_order_relaxed); }
-
- private:
-  std::atomic<double> rate_{0};
 };
 
 // Thread safe. Outlives the RPC classes.
@@ -50,9 +41,11 @@ struct ServiceCore {
   std::shared_ptr<MemoryBudget> scratch;
   SegmentStore store;
   ProfileStore profiles;
+  NamespaceDirectory namespaces;  // of `profiles`
+  TieredStore tiers;              // over `store`; tiers are added before the service is served
   PutManager puts;
   SegmentReader reader;
-  BandwidthMeter fetch_bandwidth;
+  BandwidthMeter fetch_bandwidth;  // as clients drained them
   // Who may call what; null: calls need no token, and nobody is kept from anything. Set before the
   // service is served.
   std::shared_ptr<AccessControl> access;

@@ -25,8 +25,8 @@ absl::StatusOr<TenantView> TenantView::Of(ServiceCore& core,
 }
 
 bool TenantView::Owns(const BlockKey& key) const {
-  const absl::StatusOr<SegmentSummary> segment = core_->store.Describe(key);
-  return segment.ok() && !IsForeign(*segment->context);
+  const auto segment = core_->tiers.Describe(std::span(&key, 1), absl::InfiniteFuture());
+  return segment[0].has_value() && !IsForeign(*segment[0]->context);
 }
 
 bool TenantView::IsForeign(const BlockKey& key) const {
