@@ -18,6 +18,11 @@ struct EvalColumn {
 std::vector<EvalColumn> EvalColumns(const EvalPlan& plan);
 std::vector<std::string> EvalCells(const EvalPlan& plan, const EvalRow& row, const EvalRow& dense);
 
+// Whether it stands for what is under test, and not for what that is compared with.
+inline bool IsUnderTest(const EvalRow& row) {
+  return row.kind == FormKind::kProfile || row.kind == FormKind::kArchived;
+}
+
 // A control's name says which profile's bytes it was given.
 std::string RowTitle(const EvalRow& row, const EvalPlan& plan);
 

@@ -42,7 +42,8 @@ svg .x { text-anchor: middle; } svg .y { text-anchor: end; } svg .label { font-s
   stroke: var(--paper); stroke-width: 3px; paint-order: stroke; }
 .grid { stroke: var(--line); stroke-width: .7; } .axis { stroke: var(--soft); }
 .reference { stroke: var(--soft); stroke-dasharray: 5 4; }
-.dot { fill: var(--ours); stroke: var(--paper); } .triangle, .square, .diamond, .cross {
+.dot { fill: var(--ours); stroke: var(--paper); }
+.ring { fill: var(--paper); stroke: var(--ours); stroke-width: 2; } .triangle, .square, .diamond, .cross {
   fill: none; stroke-width: 1.8; }
 .triangle { stroke: var(--mean); } .square { stroke: var(--pca); } .cross { stroke: var(--int); }
 .diamond { stroke: var(--paper-mark); }
@@ -68,7 +69,7 @@ std::string Tag(const char* tag, const std::string& text) {
 
 std::string OpenRow(const EvalRow& row, const EvalPlan& plan) {
   const bool dense = row.kind == FormKind::kDense;
-  return absl::StrCat(row.kind == FormKind::kProfile ? "<tr class=\"profile\">" : "<tr>", "<td>",
+  return absl::StrCat(IsUnderTest(row) ? "<tr class=\"profile\">" : "<tr>", "<td>",
                       dense ? "" : MarkIcon(MarkOf(row)), EscapeHtml(RowTitle(row, plan)), "</td>");
 }
 

@@ -49,7 +49,17 @@ Json ToJson(const FormMetrics& metrics) {
 }
 
 const char* KindName(FormKind kind) {
-  return kind == FormKind::kDense ? "dense" : kind == FormKind::kProfile ? "profile" : "control";
+  switch (kind) {
+    case FormKind::kDense:
+      return "dense";
+    case FormKind::kProfile:
+      return "profile";
+    case FormKind::kArchived:
+      return "archived";
+    case FormKind::kControl:
+      break;
+  }
+  return "control";
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ std::string EvalMarkdown(const EvalSource& source, const EvalResult& result) {
     for (const EvalRow& row : section.rows) {
       std::vector<std::string> cells = EvalCells(plan, row, section.rows[0]);
       cells.insert(cells.begin(), RowTitle(row, plan));
-      if (row.kind == FormKind::kProfile) cells[0] = absl::StrCat("**", cells[0], "**");
+      if (IsUnderTest(row)) cells[0] = absl::StrCat("**", cells[0], "**");
       AppendLine(cells, &text);
       decoded += row.metrics.decoded;
       agree += row.metrics.decoded_agree;

@@ -65,6 +65,16 @@ constexpr Measure kRecallMeasures[] = {
      AnswersAsDense},
 };
 
+// What the legend does not tell: of "int4 per channel" the first word, of "published, rescaled to
+// peaks" what follows the comma. Archived forms are in the order of their profiles.
+std::string LabelOf(const EvalRow& row) {
+  if (row.kind == FormKind::kArchived) return "";
+  if (row.kind == FormKind::kProfile) return row.name;
+  const size_t comma = row.name.find(", ");
+  return comma == std::string::npos ? row.name.substr(0, row.name.find(' '))
+                                    : row.name.substr(comma + 2);
+}
+
 Plot PlotOf(const Measure& measure, const EvalSection& section, const EvalPlan& plan) {
   const EvalRow& dense = section.rows[0];
   Plot plot;
@@ -81,8 +91,7 @@ Plot PlotOf(const Measure& measure, const EvalSection& section, const EvalPlan& 
     point.x = row.metrics.bytes.compact_ratio();
     point.y = measure.value(row, dense);
     point.mark = MarkOf(row);
-    // What the legend does not tell apart.
-    if (row.control_of.empty()) point.label = row.name.substr(0, row.name.find_first_of(" ,"));
+    if (row.control_of.empty()) point.label = LabelOf(row);
     point.hover = absl::StrFormat("%s: %.2f x, %.5g", RowTitle(row, plan), point.x, point.y);
     plot.points.push_back(std::move(point));
   }
@@ -93,6 +102,7 @@ Plot PlotOf(const Measure& measure, const EvalSection& section, const EvalPlan& 
 
 Mark MarkOf(const EvalRow& row) {
   if (row.kind == FormKind::kProfile) return Mark::kDot;
+  if (row.kind == FormKind::kArchived) return Mark::kRing;
   if (absl::StartsWith(row.name, "mean-only")) return Mark::kTriangle;
   if (absl::StartsWith(row.name, "channel PCA")) return Mark::kSquare;
   return absl::StartsWith(row.name, "int") ? Mark::kCross : Mark::kDiamond;
@@ -100,7 +110,8 @@ Mark MarkOf(const EvalRow& row) {
 
 std::vector<MarkMeaning> MarksOf(const EvalSection& section) {
   constexpr MarkMeaning kMarks[] = {
-      {Mark::kDot, "profile under test"},
+      {Mark::kDot, "profile under test, compact"},
+      {Mark::kRing, "the same, archived"},
       {Mark::kTriangle, "mean-only, at the profile's bytes"},
       {Mark::kSquare, "channel PCA, at the profile's bytes"},
       {Mark::kCross, "every channel as int4, int3, int2"},

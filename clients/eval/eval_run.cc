@@ -141,7 +141,7 @@ class Run {
     auto codec = ArchiveCodec::Create(profile);
     if (!codec.ok()) return codec.status();
     EvalRow row;
-    row.kind = FormKind::kProfile;
+    row.kind = FormKind::kArchived;
     row.name = absl::StrCat(profile.name, ", archived");
     row.profile_id = profile.Id().ToHex();
     auto form = MakeArchivedForm(row.name, *std::move(codec), plan_.recent_window, engine_.backend);

@@ -29,7 +29,7 @@ struct EvalPlan {
   std::string calibration_text;
 };
 
-enum class FormKind { kDense, kProfile, kControl };
+enum class FormKind { kDense, kProfile, kArchived, kControl };
 
 struct EvalRow {
   FormKind kind = FormKind::kDense;

@@ -22,7 +22,7 @@ text { fill: #1c2430; font: 11px system-ui, "DejaVu Sans", sans-serif; }
 .label { font-size: 10.5px; stroke: #fff; stroke-width: 3px; paint-order: stroke; }
 .grid { stroke: #d9dee5; stroke-width: .7; } .axis { stroke: #5b6675; }
 .reference { stroke: #5b6675; stroke-dasharray: 5 4; }
-.dot { fill: #0072b2; stroke: #fff; }
+.dot { fill: #0072b2; stroke: #fff; } .ring { fill: #fff; stroke: #0072b2; stroke-width: 2; }
 .triangle, .square, .diamond, .cross { fill: none; stroke-width: 1.8; }
 .triangle { stroke: #b85c00; } .square { stroke: #00795c; } .cross { stroke: #a8487f; }
 .diamond { stroke: #1c2430; }

@@ -194,6 +194,8 @@ std::string MarkSvg(Mark mark, double x, double y) {
   switch (mark) {
     case Mark::kDot:
       return absl::StrFormat("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"5\" class=\"dot\"/>", x, y);
+    case Mark::kRing:
+      return absl::StrFormat("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4.5\" class=\"ring\"/>", x, y);
     case Mark::kTriangle:
       return absl::StrFormat("<path d=\"M%.1f %.1f l5.5 9.5 h-11 z\" class=\"triangle\"/>", x,
                              y - 6);

@@ -8,7 +8,7 @@
 namespace fourierkv {
 
 // Told apart by shape as well as by colour (Okabe and Ito's palette, for colour-blind readers).
-enum class Mark { kDot, kTriangle, kSquare, kCross, kDiamond };
+enum class Mark { kDot, kRing, kTriangle, kSquare, kCross, kDiamond };
 
 // An SVG fragment: the mark at (x, y).
 std::string MarkSvg(Mark mark, double x, double y);

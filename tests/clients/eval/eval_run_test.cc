@@ -56,7 +56,7 @@ TEST_F(EvalRunTest, ControlsTakeNoMoreBytesThanTheirProfileAndNearlyAsMany) {
   EXPECT_GE(steps, 16);
   EXPECT_EQ(rows[0].kind, FormKind::kDense);
   EXPECT_EQ(rows[1].kind, FormKind::kProfile);
-  EXPECT_EQ(rows[2].kind, FormKind::kProfile);
+  EXPECT_EQ(rows[2].kind, FormKind::kArchived);
   EXPECT_EQ(rows[2].name, absl::StrCat(rows[1].name, ", archived"));
   EXPECT_LT(rows[2].metrics.bytes.compact_payload, rows[1].metrics.bytes.compact_payload);
   for (int i = 3; i < 8; ++i) EXPECT_EQ(rows[i].kind, FormKind::kControl);
