@@ -123,6 +123,16 @@ class WorkloadsTest(unittest.TestCase):
             budgets = byte_count(workload.config["memory"]) + byte_count(workload.config["scratch-memory"])
             self.assertGreaterEqual(quantity(limits["memory"]), 1.1 * budgets + 2**28)
 
+    def test_the_disk_has_room_for_what_may_be_on_it(self):
+        for name in OVERLAYS:
+            (server,) = [workload for workload in Overlay(name).workloads() if "disk-path" in workload.config]
+            (claim,) = server.thing["spec"]["volumeClaimTemplates"]
+            storage = quantity(claim["spec"]["resources"]["requests"]["storage"])
+            self.assertGreaterEqual(storage, byte_count(server.config["disk-bytes"]) + 2**30)
+            (mount,) = [m for m in server.container["volumeMounts"] if m["name"] == claim["metadata"]["name"]]
+            # Not the root of a file system, which has folders of its own.
+            self.assertTrue(server.config["disk-path"].startswith(mount["mountPath"] + "/"))
+
     @for_each_workload
     def test_pods_have_the_time_to_drain(self, _, workload):
         (sleep, seconds) = workload.container["lifecycle"]["preStop"]["exec"]["command"]
