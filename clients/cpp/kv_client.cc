@@ -156,6 +156,14 @@ absl::Status KvClient::Get(const v1::GetSegmentsRequest& request, absl::Time dea
   return absl::OkStatus();
 }
 
+absl::StatusOr<v1::PinResponse> KvClient::Pin(const std::vector<Digest>& keys, absl::Duration ttl,
+                                              absl::Time deadline) {
+  v1::PinRequest request;
+  for (const Digest& key : keys) request.add_block_keys(key.ToString());
+  *request.mutable_ttl() = ToProto(ttl);
+  return Call(cache_.get(), &v1::KvCacheService::Stub::Pin, request, deadline);
+}
+
 absl::Status KvClient::Release(uint64_t lease_id, absl::Time deadline) {
   v1::ReleaseRequest request;
   request.set_lease_id(lease_id);
@@ -223,6 +231,11 @@ absl::StatusOr<std::vector<v1::StoredSegment>> KvClient::ListSegments(uint32_t l
   const grpc::Status status = reader->Finish();
   if (!status.ok()) return FromGrpc(status);
   return segments;
+}
+
+absl::StatusOr<v1::ExplainMissResponse> KvClient::ExplainMiss(
+    const v1::ExplainMissRequest& request, absl::Time deadline) {
+  return Call(admin_.get(), &v1::AdminService::Stub::ExplainMiss, request, deadline);
 }
 
 }  // namespace fourierkv

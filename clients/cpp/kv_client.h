@@ -80,6 +80,9 @@ class KvClient {
                    const std::function<absl::Status(const v1::GetPlan&)>& on_plan,
                    const std::function<absl::Status(FetchedBlob)>& on_blob);
 
+  // A lease on all of `keys`, to be ended with Release.
+  absl::StatusOr<v1::PinResponse> Pin(const std::vector<Digest>& keys, absl::Duration ttl,
+                                      absl::Time deadline);
   absl::Status Release(uint64_t lease_id, absl::Time deadline);
   absl::StatusOr<std::vector<bool>> Exists(const std::vector<Digest>& keys, absl::Time deadline);
   absl::StatusOr<v1::DeleteResponse> Delete(const std::vector<Digest>& keys, absl::Time deadline);
@@ -90,6 +93,8 @@ class KvClient {
 
   absl::StatusOr<v1::GetStatsResponse> Stats(absl::Time deadline);
   absl::StatusOr<std::vector<v1::StoredSegment>> ListSegments(uint32_t limit, absl::Time deadline);
+  absl::StatusOr<v1::ExplainMissResponse> ExplainMiss(const v1::ExplainMissRequest& request,
+                                                      absl::Time deadline);
 
  private:
   explicit KvClient(const std::shared_ptr<grpc::Channel>& channel);

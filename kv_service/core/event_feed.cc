@@ -38,6 +38,12 @@ bool EventFeed::Next(absl::Time until, Message& message) {
         return true;
     }
   }
+  // No time is left for a snapshot either.
+  std::vector<StoreEvent> none;
+  if (log_->Read(log_->latest(), 0, absl::InfinitePast(), none) ==
+      EventLog::ReadResult::kShutDown) {
+    return false;
+  }
   Snapshot(message);
   return true;
 }

@@ -1,16 +1,24 @@
 #include "kv_service/rpc/admin_service.h"
 
 #include <algorithm>
+#include <span>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "kv_service/core/miss_report.h"
 #include "kv_service/rpc/namespace_convert.h"
+#include "kv_service/rpc/removal_convert.h"
+#include "kv_service/rpc/tenant_view.h"
 #include "proto/support/convert.h"
+#include "proto/support/grpc_status.h"
 
 namespace fourierkv {
 namespace {
 
 constexpr int kRowsPerMessage = 512;
+constexpr int kMostTokens = 1 << 22;
+constexpr absl::Duration kLongestLook = absl::Seconds(10);
 
 v1::StoredSegment ToRow(const SegmentSummary& segment, absl::Time now) {
   v1::StoredSegment row;
@@ -26,6 +34,55 @@ v1::StoredSegment ToRow(const SegmentSummary& segment, absl::Time now) {
   row.set_leases(segment.holds);
   *row.mutable_idle_time() = ToProto(std::max(absl::ZeroDuration(), now - segment.last_use));
   return row;
+}
+
+absl::Status Explain(ServiceCore& core, const TenantView& view,
+                     const v1::ExplainMissRequest& request, v1::ExplainMissResponse& response) {
+  if (request.token_ids_size() > kMostTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("token_ids has ", request.token_ids_size(),
+                                                   " tokens; at most ", kMostTokens, " are taken"));
+  }
+  const absl::StatusOr<CacheNamespace> ns = FromProto(request.namespace_(), view.tenant());
+  if (!ns.ok()) return ns.status();
+  const absl::StatusOr<int64_t> capacity =
+      ParseSequenceCapacity(request.sequence_capacity(), "sequence_capacity");
+  if (!capacity.ok()) return capacity.status();
+  const absl::StatusOr<MissReport> report =
+      ExplainMiss(core.store, core.removals, *ns,
+                  std::span<const uint32_t>(request.token_ids().data(), request.token_ids_size()),
+                  *capacity, [&](std::span<const BlockKey> keys) {
+                    return core.tiers.Describe(keys, absl::Now() + kLongestLook);
+                  });
+  if (!report.ok()) return report.status();
+  const absl::Time now = absl::Now();
+  for (const SegmentFate& fate : report->segments) {
+    v1::SegmentFate* const row = response.add_segments();
+    row->set_block_key(fate.key.ToString());
+    row->set_index(fate.index);
+    row->set_tokens(fate.tokens);
+    if (fate.held.has_value()) {
+      for (const v1::HeldForm& form : HeldForms(*fate.held)) *row->add_forms() = form;
+    }
+    if (!fate.removal.has_value()) continue;
+    row->set_removal_reason(ToProto(fate.removal->reason));
+    *row->mutable_removed_ago() = ToProto(std::max(absl::ZeroDuration(), now - fate.removal->when));
+  }
+  for (const NearNamespace& near : report->elsewhere) {
+    v1::NearNamespace* const row = response.add_elsewhere();
+    row->set_namespace_key(near.root.ToString());
+    row->set_matched_segments(near.matched_segments);
+    for (const FieldDifference& difference : near.differences) {
+      v1::FieldDifference* const field = row->add_differences();
+      field->set_field(difference.field);
+      field->set_asked(difference.asked);
+      field->set_held(difference.held);
+    }
+  }
+  if (report->history_since != absl::InfinitePast()) {
+    *response.mutable_history() =
+        ToProto(std::max(absl::ZeroDuration(), now - report->history_since));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -72,6 +129,13 @@ grpc::Status AdminServiceImpl::ListSegments(grpc::ServerContext* /*context*/,
   }
   if (response.segments_size() > 0) writer->Write(response);
   return grpc::Status::OK;
+}
+
+grpc::Status AdminServiceImpl::ExplainMiss(grpc::ServerContext* context,
+                                           const v1::ExplainMissRequest* request,
+                                           v1::ExplainMissResponse* response) {
+  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
+  return ToGrpc(view.ok() ? Explain(*core_, *view, *request, *response) : view.status());
 }
 
 }  // namespace fourierkv

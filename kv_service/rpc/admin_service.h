@@ -16,6 +16,8 @@ class AdminServiceImpl final : public v1::AdminService::Service {
                         v1::GetStatsResponse* response) override;
   grpc::Status ListSegments(grpc::ServerContext* context, const v1::ListSegmentsRequest* request,
                             grpc::ServerWriter<v1::ListSegmentsResponse>* writer) override;
+  grpc::Status ExplainMiss(grpc::ServerContext* context, const v1::ExplainMissRequest* request,
+                           v1::ExplainMissResponse* response) override;
 
  private:
   ServiceCore* core_;

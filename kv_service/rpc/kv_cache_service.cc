@@ -20,7 +20,6 @@ namespace {
 
 constexpr int kMaxKeysPerCall = 65536;
 constexpr int64_t kMaxTokensPerMatch = int64_t{1} << 22;
-constexpr absl::Duration kMaxLease = absl::Minutes(10);
 
 // Logs failures that an operator should know of, on their way out.
 grpc::Status Finish(const char* method, const grpc::ServerContext& context,
@@ -122,10 +121,10 @@ absl::Status Match(ServiceCore& core, const TenantView& view, const v1::MatchPre
   absl::StatusOr<KeyChain> keys = KeysOf(view, request);
   if (!keys.ok()) return keys.status();
   const absl::Duration ttl = FromProto(request.lease_ttl());
-  if (ttl < absl::ZeroDuration() || ttl > kMaxLease) {
+  if (ttl < absl::ZeroDuration() || ttl > core.limits.max_lease) {
     return absl::InvalidArgumentError(absl::StrCat("lease_ttl is ", absl::FormatDuration(ttl),
                                                    "; it must be from 0 to ",
-                                                   absl::FormatDuration(kMaxLease)));
+                                                   absl::FormatDuration(core.limits.max_lease)));
   }
   absl::StatusOr<MatchResult> match = MatchOwn(core, view, *keys, ttl, deadline);
   if (!match.ok()) return match.status();
@@ -167,6 +166,30 @@ absl::Status DeleteKeys(ServiceCore& core, const TenantView& view, const v1::Del
   return absl::OkStatus();
 }
 
+absl::Status PinKeys(ServiceCore& core, const TenantView& view, const v1::PinRequest& request,
+                     v1::PinResponse& response) {
+  absl::StatusOr<std::vector<BlockKey>> keys =
+      ParseKeys(request.block_keys(), "block_keys", kMaxKeysPerCall);
+  if (!keys.ok()) return keys.status();
+  const absl::Duration ttl = FromProto(request.ttl());
+  if (ttl <= absl::ZeroDuration() || ttl > core.limits.max_pin) {
+    return absl::InvalidArgumentError(absl::StrCat("ttl is ", absl::FormatDuration(ttl),
+                                                   "; it must be above 0 and at most ",
+                                                   absl::FormatDuration(core.limits.max_pin)));
+  }
+  const absl::StatusOr<Lease> lease = core.store.AcquireLease(*keys, ttl);
+  if (!lease.ok()) return lease.status();
+  // What is leased stays: there is no moment at which a foreign segment can come.
+  for (const BlockKey& key : *keys) {
+    if (!view.IsForeign(key)) continue;
+    core.store.Release(lease->id).IgnoreError();
+    return absl::NotFoundError(absl::StrCat("segment ", key.ToHex(), " is not stored"));
+  }
+  response.set_lease_id(view.TranslateLease(lease->id));
+  *response.mutable_ttl() = ToProto(ttl);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 grpc::Status KvCacheServiceImpl::MatchPrefix(grpc::ServerContext* context,
@@ -197,6 +220,13 @@ grpc::Status KvCacheServiceImpl::GetSegments(grpc::ServerContext* context,
       view.ok() ? ServeGet(*core_, *view, *request, DeadlineOf(*context), *writer, call)
                 : view.status();
   return Finish("GetSegments", *context, call.status().ok() ? status : call.status());
+}
+
+grpc::Status KvCacheServiceImpl::Pin(grpc::ServerContext* context, const v1::PinRequest* request,
+                                     v1::PinResponse* response) {
+  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
+  return Finish("Pin", *context,
+                view.ok() ? PinKeys(*core_, *view, *request, *response) : view.status());
 }
 
 grpc::Status KvCacheServiceImpl::Release(grpc::ServerContext* context,

@@ -20,6 +20,8 @@ class KvCacheServiceImpl final : public v1::KvCacheService::Service {
       grpc::ServerReaderWriter<v1::PutSegmentsResponse, v1::PutSegmentsRequest>* stream) override;
   grpc::Status GetSegments(grpc::ServerContext* context, const v1::GetSegmentsRequest* request,
                            grpc::ServerWriter<v1::GetSegmentsResponse>* writer) override;
+  grpc::Status Pin(grpc::ServerContext* context, const v1::PinRequest* request,
+                   v1::PinResponse* response) override;
   grpc::Status Release(grpc::ServerContext* context, const v1::ReleaseRequest* request,
                        v1::ReleaseResponse* response) override;
   grpc::Status Exists(grpc::ServerContext* context, const v1::ExistsRequest* request,

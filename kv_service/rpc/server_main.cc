@@ -11,6 +11,7 @@
 #include "compute/backend/compute_backend.h"
 #include "compute/base/structured_log.h"
 #include "kv_service/rpc/admin_service.h"
+#include "kv_service/rpc/event_service.h"
 #include "kv_service/rpc/kv_cache_service.h"
 #include "kv_service/rpc/metrics_exporter.h"
 #include "kv_service/rpc/profile_service.h"
@@ -34,6 +35,10 @@ struct Flags {
   uint64_t disk_bytes = uint64_t{64} << 30;
   int max_puts = 64;
   double stall_seconds = 60;
+  double max_lease_seconds = 600;
+  double max_pin_seconds = 86400;
+  int max_followers = 64;
+  int64_t event_log = int64_t{1} << 17;
   double drain_seconds = 10;
   ServerSecurityFlags security;
   std::string health_listen;
@@ -72,6 +77,20 @@ void Declare(CLI::App& app, Flags& flags) {
                  "How long a client in a put or fetch may neither send nor read before the call is "
                  "cancelled")
       ->check(SecondsBetween(0.01, 3600))
+      ->capture_default_str();
+  app.add_option("--max-lease-seconds", flags.max_lease_seconds,
+                 "Longest lease that MatchPrefix grants")
+      ->check(SecondsBetween(1, 604800))
+      ->capture_default_str();
+  app.add_option("--max-pin-seconds", flags.max_pin_seconds, "Longest time of a Pin")
+      ->check(SecondsBetween(1, 604800))
+      ->capture_default_str();
+  app.add_option("--max-followers", flags.max_followers, "Subscribers to events at the same time")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  app.add_option("--event-log", flags.event_log,
+                 "Events kept for followers that come back (about 150 bytes each)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
       ->capture_default_str();
   app.add_option("--device", flags.device, "Compute backend that encodes and decodes")
       ->capture_default_str();
@@ -116,6 +135,10 @@ absl::Status Serve(const Flags& flags) {
   limits.scratch_bytes = static_cast<int64_t>(flags.scratch_memory);
   limits.max_puts = flags.max_puts;
   limits.stall = absl::Seconds(flags.stall_seconds);
+  limits.max_lease = absl::Seconds(flags.max_lease_seconds);
+  limits.max_pin = absl::Seconds(flags.max_pin_seconds);
+  limits.max_followers = flags.max_followers;
+  limits.event_log = flags.event_log;
   ServiceCore core(*std::move(backend), limits);
   if (absl::Status s = AddDiskTier(flags, core); !s.ok()) return s;
   core.access = security->access;
@@ -136,6 +159,7 @@ absl::Status Serve(const Flags& flags) {
   KvCacheServiceImpl cache(&core);
   ProfileServiceImpl profiles(&core.profiles, &core.tiers);
   AdminServiceImpl admin(&core);
+  EventServiceImpl events(&core);
   ServerOptions options;
   options.listen = flags.listen;
   options.security = *std::move(security);
@@ -143,7 +167,8 @@ absl::Status Serve(const Flags& flags) {
   options.reflection = flags.reflection;
   options.drain_deadline = absl::Seconds(flags.drain_seconds);
   options.max_receive_message_bytes = 16 << 20;
-  const absl::Status served = RunServer(options, {&cache, &profiles, &admin});
+  options.on_drain = [&] { events.Drain(); };
+  const absl::Status served = RunServer(options, {&cache, &profiles, &admin, &events});
   if (!core.tiers.Drain(absl::Now() + options.drain_deadline)) {
     Log(LogLevel::kWarning, "server.not_all_written",
         {{"bytes", core.tiers.write_back().queued_bytes}});

@@ -11,10 +11,12 @@
 #include "absl/time/time.h"
 #include "compute/backend/compute_backend.h"
 #include "kv_service/core/bandwidth_meter.h"
+#include "kv_service/core/event_log.h"
 #include "kv_service/core/memory_budget.h"
 #include "kv_service/core/namespace_directory.h"
 #include "kv_service/core/profile_store.h"
 #include "kv_service/core/put_session.h"
+#include "kv_service/core/removal_history.h"
 #include "kv_service/core/segment_reader.h"
 #include "kv_service/core/segment_store.h"
 #include "kv_service/core/store_metrics.h"
@@ -24,10 +26,15 @@
 namespace fourierkv {
 
 struct ServiceLimits {
-  int64_t memory_bytes = int64_t{1} << 30;   // segments and puts in progress
-  int64_t scratch_bytes = int64_t{1} << 28;  // forms made for a fetch and not kept
-  int max_puts = 64;                         // at the same time
-  absl::Duration stall = absl::Minutes(1);   // how long a client may neither send nor read
+  int64_t memory_bytes = int64_t{1} << 30;       // segments and puts in progress
+  int64_t scratch_bytes = int64_t{1} << 28;      // forms made for a fetch and not kept
+  int max_puts = 64;                             // at the same time
+  absl::Duration stall = absl::Minutes(1);       // how long a client may neither send nor read
+  absl::Duration max_lease = absl::Minutes(10);  // that MatchPrefix grants
+  absl::Duration max_pin = absl::Hours(24);
+  int max_followers = 64;                  // of events, at the same time
+  int64_t event_log = int64_t{1} << 17;    // events that can be replayed
+  int64_t removal_log = int64_t{1} << 16;  // removals that can be explained
 };
 
 // Thread safe. Outlives the RPC classes.
@@ -39,7 +46,9 @@ struct ServiceCore {
   std::shared_ptr<StoreMetrics> metrics;
   std::shared_ptr<MemoryBudget> budget;
   std::shared_ptr<MemoryBudget> scratch;
-  SegmentStore store;
+  EventLog events;
+  RemovalHistory removals;  // tells `events`
+  SegmentStore store;       // tells `removals`
   ProfileStore profiles;
   NamespaceDirectory namespaces;  // of `profiles`
   TieredStore tiers;              // over `store`; tiers are added before the service is served

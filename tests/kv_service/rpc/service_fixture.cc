@@ -11,6 +11,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kv_service/rpc/admin_service.h"
+#include "kv_service/rpc/event_service.h"
 #include "kv_service/rpc/kv_cache_service.h"
 #include "kv_service/rpc/namespace_convert.h"
 #include "kv_service/rpc/profile_service.h"
@@ -18,10 +19,12 @@
 namespace fourierkv {
 
 struct TestService::Services {
-  explicit Services(ServiceCore* core) : cache(core), profiles(&core->profiles), admin(core) {}
+  explicit Services(ServiceCore* core)
+      : cache(core), profiles(&core->profiles), admin(core), events(core) {}
   KvCacheServiceImpl cache;
   ProfileServiceImpl profiles;
   AdminServiceImpl admin;
+  EventServiceImpl events;
 };
 
 TestService::TestService(const ServiceLimits& limits, const std::string& listen)
@@ -47,6 +50,7 @@ void TestService::Start() {
   builder.RegisterService(&services_->cache);
   builder.RegisterService(&services_->profiles);
   builder.RegisterService(&services_->admin);
+  builder.RegisterService(&services_->events);
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) std::abort();
   address_ = absl::StartsWith(listen_, "unix:") ? listen_ : absl::StrCat("127.0.0.1:", port);
@@ -54,6 +58,7 @@ void TestService::Start() {
 
 void TestService::Stop() {
   if (server_ == nullptr) return;
+  services_->events.Drain();
   server_->Shutdown(absl::ToChronoTime(absl::Now()));
   server_->Wait();
   server_.reset();
