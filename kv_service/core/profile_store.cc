@@ -22,7 +22,7 @@ absl::StatusOr<std::shared_ptr<const ProfileLayout>> ProfileStore::Put(absl::str
 absl::StatusOr<std::shared_ptr<const ProfileLayout>> ProfileStore::Put(
     const CodecProfile& profile) {
   if (auto s = profile.Validate(); !s.ok()) return s;
-  if (auto known = Get(profile.Id()); known.ok()) return known;
+  if (auto known = Find(profile.Id()); known != nullptr) return known;
   const int64_t json_bytes = static_cast<int64_t>(profile.ToJson().size());
   auto layout = std::make_shared<const ProfileLayout>(profile);  // slow: not under the lock
   std::lock_guard<std::mutex> lock(mutex_);
@@ -41,14 +41,20 @@ absl::StatusOr<std::shared_ptr<const ProfileLayout>> ProfileStore::Put(
   return layout;
 }
 
-absl::StatusOr<std::shared_ptr<const ProfileLayout>> ProfileStore::Get(const Digest& id) const {
+std::shared_ptr<const ProfileLayout> ProfileStore::Find(const Digest& id) const {
   std::lock_guard<std::mutex> lock(mutex_);
   const auto it = profiles_.find(id);
-  if (it == profiles_.end()) {
-    return absl::NotFoundError(
-        absl::StrCat("codec profile ", id.ToHex(), " is not known here; put it first"));
+  return it == profiles_.end() ? nullptr : it->second;
+}
+
+absl::StatusOr<std::shared_ptr<const ProfileLayout>> ProfileStore::Get(const Digest& id) const {
+  if (auto known = Find(id); known != nullptr) return known;
+  if (source_ != nullptr) {
+    auto asked = source_(id);
+    if (!absl::IsNotFound(asked.status())) return asked;
   }
-  return it->second;
+  return absl::NotFoundError(
+      absl::StrCat("codec profile ", id.ToHex(), " is not known here; put it first"));
 }
 
 std::vector<std::shared_ptr<const ProfileLayout>> ProfileStore::List() const {

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -28,13 +30,24 @@ class ProfileStore {
   // The same for a profile that is valid already.
   absl::StatusOr<std::shared_ptr<const ProfileLayout>> Put(const CodecProfile& profile);
 
-  // NotFound naming the id.
+  // NotFound naming the id; with a source, also the source's errors.
   absl::StatusOr<std::shared_ptr<const ProfileLayout>> Get(const Digest& id) const;
+
+  // Asked by Get, which then may block, for profiles that are not here: others may have put them
+  // where this process can read. It returns them when they are in this store, or NotFound. Null:
+  // nobody is asked. Not beside other calls.
+  using Source =
+      std::function<absl::StatusOr<std::shared_ptr<const ProfileLayout>>(const Digest& id)>;
+  void SetSource(Source source) { source_ = std::move(source); }
 
   // Ordered by name, then id.
   std::vector<std::shared_ptr<const ProfileLayout>> List() const;
 
  private:
+  // Null if it is not here.
+  std::shared_ptr<const ProfileLayout> Find(const Digest& id) const;
+
+  Source source_;
   const int64_t max_profiles_;
   const int64_t max_json_bytes_;
   mutable std::mutex mutex_;  // guards what follows

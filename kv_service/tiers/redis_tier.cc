@@ -19,6 +19,8 @@ namespace fourierkv {
 namespace {
 
 constexpr int kLoadBatch = 8;
+// With a request that names a codec profile that is not known here.
+constexpr absl::Duration kProfilePatience = absl::Seconds(1);
 // In a row. The client leaves alone single nodes that fail; that does not open this breaker as long
 // as others serve.
 constexpr CircuitBreakerOptions kBreaker{
@@ -38,7 +40,10 @@ class RedisTier final : public SegmentTier {
         profiles_(profiles),
         namespaces_(namespaces),
         breaker_(kBreaker),
-        refresher_(&records_, options.ttl / 4) {}
+        refresher_(&records_, options.ttl / 4) {
+    profiles_->SetSource([this](const Digest& id) { return FindProfile(id); });
+  }
+  ~RedisTier() override { profiles_->SetSource(nullptr); }
 
   absl::string_view name() const override { return "redis"; }
   Durability durability() const override { return Durability::kShared; }
@@ -64,10 +69,10 @@ class RedisTier final : public SegmentTier {
   absl::Status StoreForms(std::span<const StoredSegment> segments, absl::Time deadline);
   absl::Status PutProfile(const ProfileLayout& profile, absl::Time deadline);
   absl::StatusOr<std::vector<std::string>> ReadProfiles(absl::Time deadline);
+  absl::StatusOr<std::shared_ptr<const ProfileLayout>> FindProfile(const Digest& id);
   absl::StatusOr<std::shared_ptr<const ProfileLayout>> FetchProfile(const std::string& hex,
                                                                     absl::Time deadline);
-  absl::StatusOr<TierSegment> Decode(const RedisRecordName& name, absl::string_view description,
-                                     absl::Time deadline);
+  absl::StatusOr<TierSegment> Decode(const RedisRecordName& name, absl::string_view description);
   void DropDamaged(const RedisRecordName& name, const RedisRecords::Stored& stored,
                    absl::Time deadline);
 
@@ -164,9 +169,8 @@ absl::Status RedisTier::StoreForms(std::span<const StoredSegment> segments, absl
     if (!stored[i].ok() && !absl::IsNotFound(stored[i].status())) return stored[i].status();
     const TierSegment described = DescriptionOf(*owners[i], name.form);
     if (stored[i].ok()) {
-      auto held = stored[i]->manifest.has_value()
-                      ? Decode(name, stored[i]->manifest->description, deadline)
-                      : absl::DataLossError("");
+      auto held = stored[i]->manifest.has_value() ? Decode(name, stored[i]->manifest->description)
+                                                  : absl::DataLossError("");
       const bool unreadable = absl::IsDataLoss(held.status()) || absl::IsNotFound(held.status());
       if (!held.ok() && !unreadable) return held.status();
       const auto whole = held.ok() ? records_.Refresh(name, stored[i]->manifest->place, deadline)
@@ -187,20 +191,12 @@ absl::Status RedisTier::StoreForms(std::span<const StoredSegment> segments, absl
   return records_.Write(writings, deadline);
 }
 
-// The description, which must be of that record. A codec profile that is not known here is fetched.
+// The description, which must be of that record. A codec profile that is not known here is asked of
+// FindProfile.
 absl::StatusOr<TierSegment> RedisTier::Decode(const RedisRecordName& name,
-                                              absl::string_view description, absl::Time deadline) {
+                                              absl::string_view description) {
   auto decoded = DecodeDescription(
-      description,
-      [&](absl::string_view encoded) -> absl::StatusOr<std::shared_ptr<const NamespaceContext>> {
-        auto known = namespaces_->Resolve(encoded);
-        if (!absl::IsNotFound(known.status())) return known;
-        const auto ns = DecodeNamespace(encoded);
-        if (!ns.ok()) return ns.status();
-        const auto fetched = FetchProfile(ns->profile_id->ToHex(), deadline);
-        if (!fetched.ok()) return fetched.status();
-        return namespaces_->Resolve(encoded);
-      });
+      description, [&](absl::string_view encoded) { return namespaces_->Resolve(encoded); });
   if (!decoded.ok()) return decoded;
   if (decoded->segment.key != name.key || decoded->forms[name.form].bytes == 0) {
     return absl::DataLossError("a manifest in Redis is of another record");
@@ -223,7 +219,7 @@ absl::StatusOr<std::vector<std::optional<TierSegment>>> RedisTier::Describe(
       continue;
     }
     auto described = stored[i]->manifest.has_value()
-                         ? Decode(names[i], stored[i]->manifest->description, deadline)
+                         ? Decode(names[i], stored[i]->manifest->description)
                          : absl::DataLossError("");
     if (absl::IsDataLoss(described.status())) DropDamaged(names[i], *stored[i], deadline);
     if (!described.ok()) continue;
@@ -350,8 +346,7 @@ absl::StatusOr<std::vector<std::string>> RedisTier::ReadProfiles(absl::Time dead
   for (const RedisReply& field : fields->elements) {
     const auto id = Digest::FromHex(field.text, "profile id");
     if (!id.ok()) continue;
-    auto profile = profiles_->Get(*id);
-    if (!profile.ok()) profile = FetchProfile(field.text, deadline);
+    const auto profile = profiles_->Get(*id);
     if (profile.ok()) {
       profiles.push_back((*profile)->profile().ToJson());
     } else if (!absl::IsNotFound(profile.status())) {
@@ -359,6 +354,14 @@ absl::StatusOr<std::vector<std::string>> RedisTier::ReadProfiles(absl::Time dead
     }
   }
   return profiles;
+}
+
+// For the profile store, when it is asked for what it does not have.
+absl::StatusOr<std::shared_ptr<const ProfileLayout>> RedisTier::FindProfile(const Digest& id) {
+  if (absl::Status s = Enter(); !s.ok()) return s;
+  auto profile = FetchProfile(id.ToHex(), absl::Now() + kProfilePatience);
+  if (absl::Status s = Leave(profile.status()); !s.ok()) return s;
+  return profile;
 }
 
 // A profile whose content is not what its id says is deleted: NotFound.

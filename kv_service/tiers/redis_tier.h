@@ -26,8 +26,8 @@ struct RedisTierOptions {
 };
 
 // Connects in the background: a cluster that is not there is no error. InvalidArgument for options
-// out of bounds. `profiles`, to which profiles that others stored are added as they are met, and
-// `namespaces` must outlive it.
+// out of bounds. `profiles`, whose source the tier becomes, so that profiles that others stored are
+// found, and `namespaces` must outlive it.
 //
 // OK of Store: the master of every record's slot has it in memory (and `wait_replicas` of its
 // replicas). What Redis itself then loses or evicts is missing, never wrong; so are keys of nodes

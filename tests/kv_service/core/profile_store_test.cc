@@ -70,6 +70,29 @@ TEST(ProfileStoreTest, IsBoundedInCountAndBytes) {
   EXPECT_EQ(small.Put(Profile("b")).status().code(), absl::StatusCode::kResourceExhausted);
 }
 
+TEST(ProfileStoreTest, ASourceIsAskedForWhatIsNotHere) {
+  ProfileStore store;
+  int asked = 0;
+  const Digest known = Profile("a").Id();
+  store.SetSource([&](const Digest& id) -> absl::StatusOr<std::shared_ptr<const ProfileLayout>> {
+    ++asked;
+    if (id == known) return store.Put(Profile("a"));
+    return id.IsZero() ? absl::UnavailableError("down") : absl::NotFoundError("not there, either");
+  });
+  for (int i = 0; i < 2; ++i) {
+    const auto layout = store.Get(known);
+    ASSERT_TRUE(layout.ok()) << layout.status();
+    EXPECT_EQ((*layout)->id(), known);
+  }
+  EXPECT_EQ(asked, 1) << "now it is here";
+  EXPECT_EQ(store.Get(Digest{}).status().code(), absl::StatusCode::kUnavailable);
+  const auto missing = store.Get(Profile("b").Id());
+  EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_NE(missing.status().message().find("put it first"), absl::string_view::npos);
+  store.SetSource(nullptr);
+  EXPECT_EQ(store.Get(Digest{}).status().code(), absl::StatusCode::kNotFound);
+}
+
 TEST(ProfileStoreTest, AnUnknownIdIsNamed) {
   const auto missing = ProfileStore().Get(Digest{});
   EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);
