@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "clients/cpp/channel.h"
 #include "clients/loadtest/arrivals.h"
 #include "clients/loadtest/workload.h"
 #include "compute/base/geometry.h"
@@ -20,6 +21,7 @@ namespace fourierkv::loadtest {
 struct LoadOptions {
   std::string server;
   int connections = 4;
+  ChannelOptions channel;
   double connect_seconds = 10;
 
   // Open loop, unless closed_loop.

@@ -174,6 +174,7 @@ void DeclareLoadFlags(CLI::App& app, LoadFlags& flags) {
   app.add_option("--connect-timeout", o.connect_seconds, "How long to wait for the server")
       ->check(SecondsBetween(0.01, 3600))
       ->capture_default_str();
+  DeclareChannelFlags(app, o.channel);
   DeclareLoad(app, flags);
   DeclareWork(app, flags);
   DeclareValues(app, flags);

@@ -33,8 +33,16 @@ v1::CacheNamespace MakeNamespace(const LoadOptions& options) {
   return ns;
 }
 
-// Connections of their own, where gRPC would share one among all channels to the same address.
+// A connection of its own, where gRPC would share one among all channels to the same address.
 absl::StatusOr<std::unique_ptr<Stub>> OpenConnection(const LoadOptions& options) {
+  if (!options.channel.tls_ca.empty() || !options.channel.token_file.empty()) {
+    // Not shared with TLS, for each channel reads its certificates for itself. Tokens without TLS,
+    // which only loopback addresses get, share one.
+    absl::StatusOr<std::shared_ptr<grpc::Channel>> secure =
+        ConnectChannel(options.server, absl::Seconds(options.connect_seconds), options.channel);
+    if (!secure.ok()) return secure.status();
+    return v1::KvCacheService::NewStub(*secure);
+  }
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetMaxReceiveMessageSize(8 << 20);
@@ -73,7 +81,7 @@ absl::StatusOr<std::unique_ptr<Target>> Target::Connect(const LoadOptions& optio
 
 absl::Status Target::Open(const LoadOptions& options) {
   absl::StatusOr<std::unique_ptr<KvClient>> client =
-      KvClient::Connect(options.server, absl::Seconds(options.connect_seconds));
+      KvClient::Connect(options.server, absl::Seconds(options.connect_seconds), options.channel);
   if (!client.ok()) {
     return {client.status().code(), absl::StrCat("--server: ", client.status().message())};
   }
