@@ -10,10 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "clients/cli/commands.h"
 #include "clients/cpp/kv_client.h"
@@ -52,22 +50,6 @@ struct Flags {
 
 using Tokens = std::vector<int32_t>;
 
-absl::StatusOr<Tokens> ParseTokenFile(const std::string& path) {
-  absl::StatusOr<std::string> text = ReadWholeFile(path);
-  if (!text.ok()) return text.status();
-  Tokens tokens;
-  for (const absl::string_view word :
-       absl::StrSplit(*text, absl::ByAnyChar(" \t\r\n,"), absl::SkipEmpty())) {
-    int32_t id;
-    if (!absl::SimpleAtoi(word, &id) || id < 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": '", word.substr(0, 32), "' is no token id"));
-    }
-    tokens.push_back(id);
-  }
-  return tokens;
-}
-
 // The texts as tokens: bytes for byte-level models, else as the user gave them.
 struct Prompt {
   bool bytes = true;
@@ -81,7 +63,7 @@ absl::StatusOr<Prompt> ReadPrompt(const Flags& flags) {
   Prompt prompt;
   prompt.bytes = IsByteLevel(flags.model, *config);
   if (!flags.prompt_tokens_file.empty()) {
-    absl::StatusOr<Tokens> tokens = ParseTokenFile(flags.prompt_tokens_file);
+    absl::StatusOr<Tokens> tokens = ReadTokenFile(flags.prompt_tokens_file);
     if (!tokens.ok()) return tokens.status();
     prompt.document = *std::move(tokens);
   } else {

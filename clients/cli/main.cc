@@ -13,9 +13,11 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   fourierkv::Command chosen;
   fourierkv::DeclareEval(app, chosen);
+  fourierkv::DeclareEvents(app, chosen);
   fourierkv::DeclareGenerate(app, chosen);
   fourierkv::DeclareInspect(app, chosen);
   fourierkv::DeclareProfile(app, chosen);
+  fourierkv::DeclareWhyMiss(app, chosen);
   CLI11_PARSE(app, argc, argv);
   fourierkv::LocalStack::StopOnSignals();
   const absl::Status status = chosen();

@@ -233,8 +233,8 @@ absl::StatusOr<std::vector<v1::StoredSegment>> KvClient::ListSegments(uint32_t l
   return segments;
 }
 
-absl::StatusOr<v1::ExplainMissResponse> KvClient::ExplainMiss(
-    const v1::ExplainMissRequest& request, absl::Time deadline) {
+absl::StatusOr<v1::ExplainMissResponse> KvClient::ExplainMiss(const v1::ExplainMissRequest& request,
+                                                              absl::Time deadline) {
   return Call(admin_.get(), &v1::AdminService::Stub::ExplainMiss, request, deadline);
 }
 

@@ -27,8 +27,10 @@ std::string RopeText(const ModelConfig& config) {
                          s.original_max_position_embeddings);
 }
 
-v1::CacheNamespace MakeNamespace(const WorkerOptions& options, const LlamaModel& model,
-                                 const CodecProfile& profile) {
+}  // namespace
+
+v1::CacheNamespace NamespaceOf(const WorkerOptions& options, const LlamaModel& model,
+                               const CodecProfile& profile, v1::CacheMode mode) {
   std::filesystem::path folder = std::filesystem::path(options.model_dir).lexically_normal();
   if (folder.filename().empty()) folder = folder.parent_path();
   v1::CacheNamespace ns;
@@ -43,10 +45,11 @@ v1::CacheNamespace MakeNamespace(const WorkerOptions& options, const LlamaModel&
   ns.set_rope(RopeText(model.config()));
   ns.set_tp_size(1);
   ns.set_segment_tokens(profile.sequence ? kExactSegmentTokens : profile.segment_tokens);
+  if (mode == v1::CACHE_MODE_EXACT) return ns;
+  ns.set_profile_id(profile.Id().ToString());
+  ns.set_segment_tokens(profile.segment_tokens);
   return ns;
 }
-
-}  // namespace
 
 absl::StatusOr<float> ParseErrorBound(float bound) {
   if (!(bound >= 0)) {
@@ -112,10 +115,8 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Create(const Worke
   absl::StatusOr<CodecProfile> profile = LoadProfile(options.profile, options.model_dir, geometry);
   if (!profile.ok()) return profile.status();
   runtime->layout_ = std::make_shared<const ProfileLayout>(*profile);
-  runtime->exact_ns_ = MakeNamespace(options, *runtime->model_, *profile);
-  runtime->compact_ns_ = runtime->exact_ns_;
-  runtime->compact_ns_.set_profile_id(runtime->layout_->id().ToString());
-  runtime->compact_ns_.set_segment_tokens(profile->segment_tokens);
+  runtime->exact_ns_ = NamespaceOf(options, *runtime->model_, *profile, v1::CACHE_MODE_EXACT);
+  runtime->compact_ns_ = NamespaceOf(options, *runtime->model_, *profile, v1::CACHE_MODE_COMPACT);
 
   absl::StatusOr<std::unique_ptr<KvClient>> kv =
       KvClient::Connect(options.server, options.connect_timeout, options.channel);

@@ -97,6 +97,10 @@ absl::StatusOr<float> ParseErrorBound(float bound);
 // cannot be exact in parts.
 absl::Status CheckErrorBound(const WorkerRuntime& runtime, v1::CacheMode mode, float bound);
 
+// Where workers with these options keep caches of that mode: without codec for EXACT.
+v1::CacheNamespace NamespaceOf(const WorkerOptions& options, const LlamaModel& model,
+                               const CodecProfile& profile, v1::CacheMode mode);
+
 // A codec profile as flags name it: a file, "default", or empty for the folder's codec_profile.json
 // or else the default. InvalidArgument if it does not fit the model.
 absl::StatusOr<CodecProfile> LoadProfile(const std::string& flag, const std::string& model_dir,
