@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -17,6 +18,8 @@
 #include "kv_service/rpc/profile_service.h"
 #include "kv_service/rpc/service_core.h"
 #include "kv_service/tiers/disk_tier.h"
+#include "kv_service/tiers/redis_flags.h"
+#include "kv_service/tiers/redis_tier.h"
 #include "proto/support/flag_checks.h"
 #include "proto/support/server_runner.h"
 #include "proto/support/server_security.h"
@@ -33,6 +36,7 @@ struct Flags {
   uint64_t scratch_memory = uint64_t{256} << 20;
   std::string disk_path;
   uint64_t disk_bytes = uint64_t{64} << 30;
+  RedisFlags redis;
   int max_puts = 64;
   double stall_seconds = 60;
   double max_lease_seconds = 600;
@@ -70,6 +74,7 @@ void Declare(CLI::App& app, Flags& flags) {
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(uint64_t{1} << 20, uint64_t{1} << 50))
       ->default_str("64GB");
+  DeclareRedisFlags(app, flags.redis);
   app.add_option("--max-puts", flags.max_puts, "Puts in progress at the same time")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
@@ -123,6 +128,18 @@ absl::Status AddDiskTier(const Flags& flags, ServiceCore& core) {
   return absl::OkStatus();
 }
 
+// The last tier: what it has, every replica of this server has.
+absl::Status AddRedisTier(const Flags& flags, ServiceCore& core) {
+  absl::StatusOr<std::optional<RedisTierOptions>> options = MakeRedisTierOptions(flags.redis);
+  if (!options.ok()) return options.status();
+  if (!options->has_value()) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<SegmentTier>> tier =
+      OpenRedisTier(**std::move(options), &core.profiles, &core.namespaces);
+  if (!tier.ok()) return tier.status();
+  core.tiers.AddTier(*std::move(tier));
+  return absl::OkStatus();
+}
+
 absl::Status Serve(const Flags& flags) {
   if (absl::Status s = ConfigureLog(flags.log_level, flags.log_format); !s.ok()) return s;
   absl::StatusOr<ServerSecurity> security = MakeServerSecurity(flags.security, flags.listen);
@@ -141,6 +158,7 @@ absl::Status Serve(const Flags& flags) {
   limits.event_log = flags.event_log;
   ServiceCore core(*std::move(backend), limits);
   if (absl::Status s = AddDiskTier(flags, core); !s.ok()) return s;
+  if (absl::Status s = AddRedisTier(flags, core); !s.ok()) return s;
   core.access = security->access;
   Log(LogLevel::kInfo, "server.start",
       {{"version", FOURIERKV_VERSION},
