@@ -124,6 +124,8 @@ TEST(LoadtestProgramTest, FlagsThatMakeNoSenseAreRefusedByName) {
       {{"--tolerate", "BAD_WEATHER"}, "BAD_WEATHER"},
       {{"--output", "xml"}, "--output"},
       {{"--config", "/nowhere.toml"}, "/nowhere.toml"},
+      {{"--tls-cert", "cert.pem"}, "--tls-ca is missing"},
+      {{"--token-file", "/nowhere.jwt"}, "--token-file"},
   };
   for (const Case& c : cases) {
     std::vector<std::string> arguments = {"--server", "127.0.0.1:1"};
