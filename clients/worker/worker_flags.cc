@@ -52,6 +52,10 @@ void DeclareWorkerFlags(CLI::App& app, WorkerFlags& flags, const std::string& pr
                  "Bearer token (JWT) for fourierkv-server; read again when it changes");
   app.add_option("--health-listen", flags.health_listen,
                  "HOST:PORT for health checks alone, in plaintext and without tokens, for probes");
+  app.add_option("--slow-request-ms", flags.slow_request_ms,
+                 "Log calls that take this long or longer, with phases; 0: none")
+      ->check(CLI::Range(0, 3600000))
+      ->capture_default_str();
   app.add_flag("--reflection,!--no-reflection", flags.reflection,
                "Serve gRPC reflection (default)");
   app.add_option("--log-level", flags.log_level, "debug, info, warning or error")

@@ -21,6 +21,7 @@ struct WorkerFlags {
   double drain_seconds = 10;
   ServerSecurityFlags security;
   std::string health_listen;
+  int slow_request_ms = 0;
   bool reflection = true;
   std::string log_level = "info";
   std::string log_format = "text";

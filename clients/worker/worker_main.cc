@@ -30,6 +30,7 @@ absl::Status Serve(
   options.listen = flags.listen;
   options.security = *std::move(security);
   options.health_listen = flags.health_listen;
+  options.slow_request = absl::Milliseconds(flags.slow_request_ms);
   options.reflection = flags.reflection;
   options.drain_deadline = absl::Seconds(flags.drain_seconds);
   options.max_receive_message_bytes = 16 << 20;

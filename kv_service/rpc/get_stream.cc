@@ -1,6 +1,7 @@
 #include "kv_service/rpc/get_stream.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -13,6 +14,8 @@ namespace fourierkv {
 namespace {
 
 constexpr size_t kBatchBytes = 1 << 20;
+// Dense bytes that are read and made at once: tens of milliseconds of work.
+constexpr int64_t kReadBytes = 16 << 20;
 constexpr absl::Duration kLongestTierWait = absl::Seconds(10);
 constexpr absl::Duration kLongestTierWaitAsked = absl::Minutes(10);
 
@@ -146,11 +149,25 @@ class BatchWriter {
   int64_t bytes_ = 0;
 };
 
+// How many segments from `first` on, one at least, have kReadBytes in one layer.
+size_t GroupSize(const std::vector<OpenSegment>& open, size_t first) {
+  int64_t bytes = 0;
+  size_t end = first;
+  while (end < open.size() && bytes < kReadBytes) {
+    const OpenSegment& segment = open[end++];
+    if (segment.missing != MissingReason::kNone) continue;
+    bytes += 2 * segment.segment.context->ns.geometry.PartBytes(segment.segment.tokens);
+  }
+  return end - first;
+}
+
 }  // namespace
 
 absl::Status ServeGet(ServiceCore& core, const TenantView& view,
                       const v1::GetSegmentsRequest& request, absl::Time deadline,
                       grpc::ServerWriter<v1::GetSegmentsResponse>& writer, StallWatch::Call& call) {
+  const absl::StatusOr<TenantQuotas::Share> place = core.quotas->TakeStream(view.tenant());
+  if (!place.ok()) return place.status();
   absl::StatusOr<std::vector<SegmentWant>> wants = ParseWants(request);
   if (!wants.ok()) return wants.status();
   for (SegmentWant& want : *wants) {
@@ -162,8 +179,8 @@ absl::Status ServeGet(ServiceCore& core, const TenantView& view,
   std::vector<OpenSegment>& open = *opened;
   view.HideForeign(open);
   if (request.has_namespace_()) {
-    absl::Status status = HideOtherNamespaces(request.namespace_(), view.tenant(), open);
-    if (!status.ok()) return status;
+    if (absl::Status s = HideOtherNamespaces(request.namespace_(), view.tenant(), open); !s.ok())
+      return s;
   }
 
   int64_t layers = -1;  // of what is there; all segments of a get are of one model
@@ -191,11 +208,19 @@ absl::Status ServeGet(ServiceCore& core, const TenantView& view,
   const absl::Time begun = absl::Now();
   BatchWriter batch(writer, call);
   for (int64_t layer = first; layer < end; ++layer) {
-    absl::StatusOr<std::vector<LayerRead>> blobs =
-        core.reader.ReadLayer(open, static_cast<int>(layer));
-    if (!blobs.ok()) return blobs.status();
+    // Some segments at a time: what is made waits for the client in bounded memory, and a call that
+    // is over costs no more than this.
+    size_t first_read = 0;
+    absl::StatusOr<std::vector<LayerRead>> blobs = std::vector<LayerRead>();
     for (size_t i = 0; i < open.size(); ++i) {
-      const LayerRead& read = (*blobs)[i];
+      if (i == first_read + blobs->size()) {
+        if (call.cancelled()) return absl::CancelledError("the client is gone");
+        first_read = i;
+        blobs = core.reader.ReadLayer(std::span(open).subspan(i, GroupSize(open, i)),
+                                      static_cast<int>(layer));
+        if (!blobs.ok()) return blobs.status();
+      }
+      const LayerRead& read = (*blobs)[i - first_read];
       if (read.missing == MissingReason::kCorrupt) {
         // The plan promised it; the client must not take the rest for whole.
         return absl::DataLossError(absl::StrCat("segments[", i,

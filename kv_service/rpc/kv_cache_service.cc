@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "compute/base/structured_log.h"
 #include "compute/codec/sequence_scope.h"
 #include "kv_service/rpc/get_stream.h"
 #include "kv_service/rpc/namespace_convert.h"
@@ -20,17 +19,6 @@ namespace {
 
 constexpr int kMaxKeysPerCall = 65536;
 constexpr int64_t kMaxTokensPerMatch = int64_t{1} << 22;
-
-// Logs failures that an operator should know of, on their way out.
-grpc::Status Finish(const char* method, const grpc::ServerContext& context,
-                    const absl::Status& status) {
-  if (!status.ok()) {
-    const bool ours = absl::IsInternal(status) || absl::IsDataLoss(status);
-    Log(ours ? LogLevel::kError : LogLevel::kInfo, "rpc.failed",
-        {{"method", method}, {"peer", context.peer()}, {"status", status}});
-  }
-  return ToGrpc(status);
-}
 
 absl::Time DeadlineOf(const grpc::ServerContext& context) {
   return absl::FromChrono(context.deadline());  // far away if the caller set none
@@ -196,9 +184,8 @@ grpc::Status KvCacheServiceImpl::MatchPrefix(grpc::ServerContext* context,
                                              const v1::MatchPrefixRequest* request,
                                              v1::MatchPrefixResponse* response) {
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  return Finish(
-      "MatchPrefix", *context,
-      view.ok() ? Match(*core_, *view, *request, DeadlineOf(*context), *response) : view.status());
+  return ToGrpc(view.ok() ? Match(*core_, *view, *request, DeadlineOf(*context), *response)
+                          : view.status());
 }
 
 grpc::Status KvCacheServiceImpl::PutSegments(
@@ -208,7 +195,7 @@ grpc::Status KvCacheServiceImpl::PutSegments(
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
   const absl::Status status =
       view.ok() ? ServePut(*core_, *view, *stream, DeadlineOf(*context), call) : view.status();
-  return Finish("PutSegments", *context, call.status().ok() ? status : call.status());
+  return ToGrpc(call.status().ok() ? status : call.status());
 }
 
 grpc::Status KvCacheServiceImpl::GetSegments(grpc::ServerContext* context,
@@ -219,21 +206,20 @@ grpc::Status KvCacheServiceImpl::GetSegments(grpc::ServerContext* context,
   const absl::Status status =
       view.ok() ? ServeGet(*core_, *view, *request, DeadlineOf(*context), *writer, call)
                 : view.status();
-  return Finish("GetSegments", *context, call.status().ok() ? status : call.status());
+  return ToGrpc(call.status().ok() ? status : call.status());
 }
 
 grpc::Status KvCacheServiceImpl::Pin(grpc::ServerContext* context, const v1::PinRequest* request,
                                      v1::PinResponse* response) {
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  return Finish("Pin", *context,
-                view.ok() ? PinKeys(*core_, *view, *request, *response) : view.status());
+  return ToGrpc(view.ok() ? PinKeys(*core_, *view, *request, *response) : view.status());
 }
 
 grpc::Status KvCacheServiceImpl::Release(grpc::ServerContext* context,
                                          const v1::ReleaseRequest* request,
                                          v1::ReleaseResponse* /*response*/) {
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  if (!view.ok()) return Finish("Release", *context, view.status());
+  if (!view.ok()) return ToGrpc(view.status());
   // A lease that is gone was released or has expired: what the caller wants is so.
   core_->store.Release(view->TranslateLease(request->lease_id())).IgnoreError();
   return grpc::Status::OK;
@@ -243,10 +229,10 @@ grpc::Status KvCacheServiceImpl::Exists(grpc::ServerContext* context,
                                         const v1::ExistsRequest* request,
                                         v1::ExistsResponse* response) {
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  if (!view.ok()) return Finish("Exists", *context, view.status());
+  if (!view.ok()) return ToGrpc(view.status());
   absl::StatusOr<std::vector<BlockKey>> keys =
       ParseKeys(request->block_keys(), "block_keys", kMaxKeysPerCall);
-  if (!keys.ok()) return Finish("Exists", *context, keys.status());
+  if (!keys.ok()) return ToGrpc(keys.status());
   for (const auto& segment : core_->tiers.Describe(*keys, DeadlineOf(*context))) {
     response->add_stored(segment.has_value() && !view->IsForeign(*segment->context));
   }
@@ -257,8 +243,7 @@ grpc::Status KvCacheServiceImpl::Delete(grpc::ServerContext* context,
                                         const v1::DeleteRequest* request,
                                         v1::DeleteResponse* response) {
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  return Finish("Delete", *context,
-                view.ok() ? DeleteKeys(*core_, *view, *request, DeadlineOf(*context), *response)
+  return ToGrpc(view.ok() ? DeleteKeys(*core_, *view, *request, DeadlineOf(*context), *response)
                           : view.status());
 }
 

@@ -133,11 +133,19 @@ v1::PutSegmentsResponse Committed(const PutStats& stats) {
   return response;
 }
 
+// What all of a put's tokens take as they come, at most.
+int64_t DenseBytes(const PutPlan& plan) {
+  const int64_t tokens = static_cast<int64_t>(plan.token_ids.size());
+  return tokens * plan.context->ns.geometry.DenseBytes(1);
+}
+
 }  // namespace
 
 absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream& stream,
                       absl::Time deadline, StallWatch::Call& call) {
   const absl::Time begun = absl::Now();
+  const absl::StatusOr<TenantQuotas::Share> place = core.quotas->TakeStream(view.tenant());
+  if (!place.ok()) return place.status();
   v1::PutSegmentsRequest request;
   if (!stream.Read(&request)) return absl::CancelledError("the put ended before its header");
   if (!request.has_header()) {
@@ -145,6 +153,9 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
   }
   absl::StatusOr<PutPlan> plan = ParseHeader(request.header(), view.tenant(), core.profiles);
   if (!plan.ok()) return plan.status();
+  const absl::StatusOr<TenantQuotas::Share> in_flight =
+      core.quotas->TakeInFlight(view.tenant(), DenseBytes(*plan));
+  if (!in_flight.ok()) return in_flight.status();
   absl::StatusOr<std::unique_ptr<PutSession>> put = core.puts.Begin(*std::move(plan), deadline);
   if (!put.ok()) return put.status();
   if (!stream.Write(Accepted(**put))) return absl::CancelledError("the client is gone");

@@ -46,6 +46,8 @@ struct Flags {
   double drain_seconds = 10;
   ServerSecurityFlags security;
   std::string health_listen;
+  std::string quotas;
+  int slow_request_ms = 1000;
   bool reflection = true;
   std::string log_level = "info";
   std::string log_format = "text";
@@ -109,6 +111,13 @@ void Declare(CLI::App& app, Flags& flags) {
   DeclareServerSecurityFlags(app, flags.security);
   app.add_option("--health-listen", flags.health_listen,
                  "HOST:PORT for health checks alone, in plaintext and without tokens, for probes");
+  app.add_option(
+      "--quotas", flags.quotas,
+      "JSON file of what tenants may take (docs/security.md); read again when it changes");
+  app.add_option("--slow-request-ms", flags.slow_request_ms,
+                 "Log calls that take this long or longer, with phases; 0: none")
+      ->check(CLI::Range(0, 3600000))
+      ->capture_default_str();
   app.add_flag("--reflection,!--no-reflection", flags.reflection,
                "Serve gRPC reflection (default)");
   app.add_option("--log-level", flags.log_level, "debug, info, warning or error")
@@ -160,6 +169,12 @@ absl::Status Serve(const Flags& flags) {
   if (absl::Status s = AddDiskTier(flags, core); !s.ok()) return s;
   if (absl::Status s = AddRedisTier(flags, core); !s.ok()) return s;
   core.access = security->access;
+  if (!flags.quotas.empty()) {
+    absl::StatusOr<std::unique_ptr<TenantQuotas>> quotas =
+        TenantQuotas::Open("--quotas", flags.quotas);
+    if (!quotas.ok()) return quotas.status();
+    core.quotas = *std::move(quotas);
+  }
   Log(LogLevel::kInfo, "server.start",
       {{"version", FOURIERKV_VERSION},
        {"backend", core.backend->name()},
@@ -182,6 +197,7 @@ absl::Status Serve(const Flags& flags) {
   options.listen = flags.listen;
   options.security = *std::move(security);
   options.health_listen = flags.health_listen;
+  options.slow_request = absl::Milliseconds(flags.slow_request_ms);
   options.reflection = flags.reflection;
   options.drain_deadline = absl::Seconds(flags.drain_seconds);
   options.max_receive_message_bytes = 16 << 20;

@@ -21,6 +21,7 @@
 #include "kv_service/core/segment_store.h"
 #include "kv_service/core/store_metrics.h"
 #include "kv_service/core/tiered_store.h"
+#include "kv_service/rpc/tenant_quotas.h"
 #include "proto/support/access_control.h"
 
 namespace fourierkv {
@@ -58,6 +59,8 @@ struct ServiceCore {
   // Who may call what; null: calls need no token, and nobody is kept from anything. Set before the
   // service is served.
   std::shared_ptr<AccessControl> access;
+  // What a tenant may take; without limits until it is set, which is before the service is served.
+  std::unique_ptr<TenantQuotas> quotas = std::make_unique<TenantQuotas>();
   const std::array<uint8_t, 32> lease_secret;  // random; tenant_view.h
   absl::Time started;
 };

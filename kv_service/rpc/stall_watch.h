@@ -37,6 +37,8 @@ class StallWatch {
 
     // A message was read or written.
     void Progress();
+    // Whether the call is over already: cancelled, or past its deadline. Work for it is in vain.
+    bool cancelled() const { return context_->IsCancelled(); }
     // OK, or DeadlineExceeded if the call was cancelled for want of progress.
     absl::Status status() const;
 

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "kv_service/core/tenant_salt.h"
 
 namespace fourierkv {
@@ -18,10 +19,14 @@ TenantView::TenantView(ServiceCore* core, bool restricted, std::string tenant)
 
 absl::StatusOr<TenantView> TenantView::Of(ServiceCore& core,
                                           const grpc::ServerContextBase& context) {
-  if (core.access == nullptr) return TenantView(&core, false, "");
-  absl::StatusOr<Caller> caller = core.access->CallerOf(context);
-  if (!caller.ok()) return caller.status();
-  return TenantView(&core, true, std::move(caller->tenant));
+  std::string tenant;
+  if (core.access != nullptr) {
+    absl::StatusOr<Caller> caller = core.access->CallerOf(context);
+    if (!caller.ok()) return caller.status();
+    tenant = std::move(caller->tenant);
+  }
+  if (absl::Status s = core.quotas->TakeRequest(tenant, absl::Now()); !s.ok()) return s;
+  return TenantView(&core, core.access != nullptr, std::move(tenant));
 }
 
 bool TenantView::Owns(const BlockKey& key) const {

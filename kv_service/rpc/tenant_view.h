@@ -24,7 +24,8 @@ namespace fourierkv {
 // Of calls made without tokens, when the service uses none, everything is everybody's.
 class TenantView {
  public:
-  // The view of whoever makes the call. Unauthenticated if that cannot be said.
+  // The view of whoever makes the call, which is counted as one of the tenant's requests.
+  // Unauthenticated if it cannot be said who that is; ResourceExhausted if those are too many.
   static absl::StatusOr<TenantView> Of(ServiceCore& core, const grpc::ServerContextBase& context);
 
   const std::string& tenant() const { return tenant_; }

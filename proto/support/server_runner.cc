@@ -26,6 +26,7 @@
 #include "absl/strings/strip.h"
 #include "compute/base/signal_thread.h"
 #include "compute/base/structured_log.h"
+#include "proto/support/call_log.h"
 #include "proto/support/grpc_lifetime.h"
 
 namespace fourierkv {
@@ -182,11 +183,14 @@ absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Ser
   KeepGrpcUntilExit();
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> watchers;
+  watchers.push_back(MakeCallLog(options.slow_request));
   if (options.reflection) {
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   } else {
-    DropReflection(builder);
+    watchers.push_back(std::make_unique<RefuseReflectionFactory>());
   }
+  builder.experimental().SetInterceptorCreators(std::move(watchers));
   int port = -1;
   builder.AddListeningPort(options.listen, credentials, &port);
   // Without this a second server would share the port silently.

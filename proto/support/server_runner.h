@@ -25,6 +25,8 @@ struct ServerOptions {
   // without tokens; empty: none.
   std::string health_listen;
   bool reflection = true;
+  // Calls that take this long are logged (call_log.h); zero: none.
+  absl::Duration slow_request = absl::ZeroDuration();
   // How long running calls may take to finish after a stop was asked for.
   absl::Duration drain_deadline = absl::Seconds(10);
   int max_receive_message_bytes = 4 << 20;
