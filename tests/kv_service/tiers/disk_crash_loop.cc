@@ -25,7 +25,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "core_fixtures.h"
+#include "tests/kv_service/core/core_fixtures.h"
 #include "disk_fixture.h"
 #include "kv_service/core/kill_point.h"
 #include "kv_service/core/segment_reader.h"
