@@ -202,8 +202,7 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
 }
 
 absl::Status SegmentStore::Anchor(std::span<const StoredSegment> places) {
-  auto overhead =
-      budget_->TryReserve(static_cast<int64_t>(places.size()) * kSegmentOverheadBytes);
+  auto overhead = budget_->TryReserve(static_cast<int64_t>(places.size()) * kSegmentOverheadBytes);
   if (!overhead.ok()) return overhead.status();
   std::lock_guard<std::mutex> lock(mutex_);
   overhead_.Absorb(*std::move(overhead));

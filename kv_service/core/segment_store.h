@@ -115,8 +115,8 @@ class SegmentStore {
   // one less; ResourceExhausted if the budget has no room for the bookkeeping.
   absl::StatusOr<CommitResult> Commit(std::vector<StoredSegment> batch);
 
-  // Gives segments that are held elsewhere a place here: those of `places`, parents before children,
-  // that are not stored become holes. Statuses as Commit's.
+  // Gives segments that are held elsewhere a place here: those of `places`, parents before
+  // children, that are not stored become holes. Statuses as Commit's.
   absl::Status Anchor(std::span<const StoredSegment> places);
 
   // Adds a form that is missing; true if it was. Exact data misses if neither form of it is held.

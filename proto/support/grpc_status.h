@@ -1,5 +1,5 @@
-// absl::Status <-> grpc::Status. The codes have the same numbers; the message and the advice when to
-// retry (retry_info.h) are kept.
+// absl::Status <-> grpc::Status. The codes have the same numbers; the message and the advice when
+// to retry (retry_info.h) are kept.
 
 #pragma once
 

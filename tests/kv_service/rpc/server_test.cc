@@ -205,7 +205,7 @@ TEST(RunServerTest, AnAddressThatCannotBeServedIsRefused) {
   ServerOptions options;
   for (const auto& [listen, code] :
        {std::pair{service.address(), StatusCode::kUnavailable},
-        std::pair{std::string("192.0.2.1:0"), StatusCode::kUnavailable},
+        std::pair{std::string("192.0.2.1:0"), StatusCode::kInvalidArgument},  // not loopback
         std::pair{std::string("127.0.0.1:port"), StatusCode::kUnavailable},
         std::pair{std::string("7070"), StatusCode::kInvalidArgument}}) {
     options.listen = listen;
@@ -213,6 +213,13 @@ TEST(RunServerTest, AnAddressThatCannotBeServedIsRefused) {
     EXPECT_EQ(status.code(), code) << listen << ": " << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr("--listen"));
   }
+  options.listen = "192.0.2.1:0";  // of no machine
+  ServerSecurityFlags flags;
+  flags.insecure = true;
+  const auto security = MakeServerSecurity(flags, options.listen);
+  ASSERT_TRUE(security.ok()) << security.status();
+  options.security = *security;
+  EXPECT_EQ(RunServer(options, {}).code(), StatusCode::kUnavailable);
 }
 
 // One unary call, or one message to a stream and its answer, without generated code.

@@ -25,11 +25,11 @@
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "tests/kv_service/core/core_fixtures.h"
 #include "disk_fixture.h"
 #include "kv_service/core/kill_point.h"
 #include "kv_service/core/segment_reader.h"
 #include "kv_service/core/tiered_store.h"
+#include "tests/kv_service/core/core_fixtures.h"
 
 namespace fourierkv {
 namespace {

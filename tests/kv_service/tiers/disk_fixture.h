@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "tests/kv_service/core/core_fixtures.h"
 #include "kv_service/core/namespace_directory.h"
 #include "kv_service/core/profile_store.h"
 #include "kv_service/tiers/disk_tier.h"
+#include "tests/kv_service/core/core_fixtures.h"
 
 namespace fourierkv {
 
