@@ -358,8 +358,8 @@ absl::StatusOr<std::vector<std::string>> RedisTier::ReadProfiles(absl::Time dead
 
 // For the profile store, when it is asked for what it does not have.
 absl::StatusOr<std::shared_ptr<const ProfileLayout>> RedisTier::FindProfile(const Digest& id) {
-  // Past the breaker: also called within calls that passed it, and its only leave may be theirs. The
-  // nodes' own breakers make this fail fast.
+  // Past the breaker: also called within calls that passed it, and its only leave may be theirs.
+  // The nodes' own breakers make this fail fast.
   auto profile = FetchProfile(id.ToHex(), absl::Now() + kProfilePatience);
   if (profile.ok() || absl::IsNotFound(profile.status())) return profile;
   return absl::UnavailableError(profile.status().message());
