@@ -79,9 +79,10 @@ TEST_P(SequenceCodec, WritesPayloadsThatMeanWhatTheReferencesMean) {
       EXPECT_TRUE(s.ok()) << s;
     }
     const auto expected = reference::DecodeSequence(part(), GetParam().dtype, reference);
+    // Values near a tie are rounded to neighbours in bf16, 2^-8 apart; few are.
     EXPECT_LT(
         RelativeDistance(reference::DecodeSequence(part(), GetParam().dtype, payload), expected),
-        GetParam().bits == 16 ? 1e-4 : 3e-6);
+        GetParam().bits == 16 ? 4e-4 : 3e-6);
 
     std::vector<uint16_t> decoded(dense_.size());
     DecodeSequence(part(), tokens_, basis_, GetParam().dtype, payload, decoded.data(), pool_);
