@@ -1,4 +1,4 @@
-// Compact segments to dense bf16 tensors, on the GPU.
+// Compact segments to dense tensors, on the GPU.
 
 #pragma once
 
@@ -12,14 +12,17 @@ namespace fourierkv::kernels {
 
 struct DecodeSegmentsParams {
   PartView part;
-  const uint8_t* const* payloads;  // [segments]: device pointers, 4-byte aligned
-  uint16_t* const* dense;          // [segments]: device pointers to [kv_heads][S][head_dim], bf16
+  const uint8_t* const* payloads;  // [segments]: device pointers, 16-byte aligned
+  uint16_t* const* dense;          // [segments]: head h at dense[s] + h * head_stride: [S][head_dim]
+  int64_t head_stride;             // in elements, a multiple of 8
+  ElementType dtype;
   int32_t segments;
 };
 
 // Enqueues the decoding of K or V of one layer of every segment. Sums are float; results are
-// rounded to nearest even, as the CPU backend's. Pointers must stay valid until the stream has run.
-// cudaErrorInvalidValue, with nothing enqueued, for null tables or sizes out of bounds.
+// rounded to nearest even, overflow of fp16 to the largest finite value, as the CPU backend's.
+// Pointers must stay valid until the stream has run. cudaErrorInvalidValue, with nothing enqueued,
+// for null tables or sizes out of bounds.
 cudaError_t LaunchDecodeSegments(const DecodeSegmentsParams& params, cudaStream_t stream);
 
 }  // namespace fourierkv::kernels
