@@ -61,6 +61,10 @@ int64_t BandStart(const BandLayout& band) {
   return band.scaled() ? band.scale_offset : band.data_offset;
 }
 
+bool IsZero(std::span<const std::byte> bytes) {
+  return std::all_of(bytes.begin(), bytes.end(), [](std::byte x) { return x == std::byte{0}; });
+}
+
 }  // namespace
 
 absl::Status CheckPayload(const PartLayout& layout, std::span<const std::byte> payload) {
@@ -81,9 +85,10 @@ absl::Status CheckPayload(const PartLayout& layout, std::span<const std::byte> p
       const int64_t end = DataEnd(band, layout.segment_tokens);
       const int64_t next =
           b + 1 < head.bands.size() ? BandStart(head.bands[b + 1]) : head.offset + head.bytes;
-      const auto padding = payload.subspan(end, next - end);
-      if (std::any_of(padding.begin(), padding.end(),
-                      [](std::byte x) { return x != std::byte{0}; })) {
+      const int64_t offsets_end = band.offset() ? band.zero_offset + 2 * band.size : end;
+      const int64_t data = band.offset() ? band.data_offset : end;
+      if (!IsZero(payload.subspan(offsets_end, data - offsets_end)) ||
+          !IsZero(payload.subspan(end, next - end))) {
         return absl::InvalidArgumentError(
             absl::StrCat("payload: head ", h, ", band ", b, ": padding is not zero"));
       }

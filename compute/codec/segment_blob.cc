@@ -12,7 +12,7 @@ namespace {
 
 // Field offsets; all integers are little-endian.
 constexpr char kMagic[] = {'F', 'K', 'V', '1'};
-constexpr uint8_t kVersion = 1;
+constexpr uint8_t kVersion = 2;
 constexpr size_t kVersionAt = 4;
 constexpr size_t kFormAt = 5;
 constexpr size_t kPartAt = 6;

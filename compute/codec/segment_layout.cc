@@ -25,7 +25,7 @@ int64_t PlaceBand(int64_t start, int segment_tokens, BandLayout* band) {
   }
   if (band->offset()) {
     band->zero_offset = start;
-    start += 2 * n;
+    start = AlignUp(start + 2 * n);
   }
   band->data_offset = start;
   const int64_t values = n * (band->spectral() ? band->coefficients : segment_tokens);

@@ -29,8 +29,8 @@ class SequenceLayout;
 //   resident 8 bits:   bf16 scale[n], offset[n]; u8 q[n][S]
 //   resident 16 bits:  bf16 x[n][S]
 //
-// Integers q of residents mean offset[j] + scale[j] * q. Bands start at multiples of 16 bytes;
-// padding is zero.
+// Integers q of residents mean offset[j] + scale[j] * q. Bands, and the words or bytes of residents
+// behind their scales and offsets, start at multiples of 16 bytes; padding is zero.
 struct BandLayout {
   int coefficients = 0;  // M; 0 for resident bands
   int bits = 0;

@@ -98,7 +98,7 @@ TEST_F(Golden, WorkedExampleDecodesAsDocumented) {
   EXPECT_EQ(GoldenSixteenths(16, 3) / 16.0, 2.9375);
   EXPECT_EQ(GoldenSixteenths(0, 6) / 16.0, -1.875);
   EXPECT_NEAR(OpenBlob(AsBytes(blob_))->relative_error, 0.05625, 5e-6);
-  EXPECT_EQ(blob_.substr(88, 8), "\x25\xb1\x0c\x28\xb3\xe6\x25\x45");
+  EXPECT_EQ(blob_.substr(88, 8), "\xa6\x02\x4c\xd8\xcc\xb6\xc0\x77");
 }
 
 TEST(RotatedGolden, ProfileIsReadAndWrittenAgain) {

@@ -94,6 +94,11 @@ TEST_F(PayloadCheck, RefusesPaddingThatIsNotZero) {
   ExpectRefused("head 0, band 0: padding is not zero");
 }
 
+TEST_F(PayloadCheck, RefusesPaddingBeforeResidentsThatIsNotZero) {
+  payload_[part_.heads[0].bands[1].data_offset - 1] = std::byte{1};
+  ExpectRefused("head 0, band 1: padding is not zero");
+}
+
 TEST(PayloadCheckProperty, AcceptsWhatEncodersWriteAndOnlyWhatDecodesToFiniteValues) {
   const uint64_t seed = std::random_device{}();
   SCOPED_TRACE(testing::Message() << "seed " << seed);

@@ -72,7 +72,7 @@ TEST(SegmentBlob, OpensToTheHeaderThatSealedIt) {
 
 TEST(SegmentBlob, FieldsStandLittleEndianAtTheirOffsets) {
   const std::vector<std::byte> blob = Seal(CompactHeader(16));
-  std::string expected("FKV1\x01\x02\x01\x02", 8);
+  std::string expected("FKV1\x02\x02\x01\x02", 8);
   expected += std::string("\x1f\0\0\0\0\1\0\0\x08\0\x80\0", 12);  // layer, tokens, heads, dim
   expected += std::string("\0\0\x80\x3d", 4);                     // 0.0625f
   expected += std::string("\x10\0\0\0\0\0\0\0", 8);               // payload bytes
@@ -180,7 +180,7 @@ INSTANTIATE_TEST_SUITE_P(Every, BlobField, testing::ValuesIn(kBadFields),
 
 TEST(SegmentBlob, OtherMagicVersionAndSizeAreRefusedThoughTheChecksumIsRight) {
   const std::pair<size_t, const char*> cases[] = {
-      {0, "magic"}, {3, "magic"}, {4, "version 3"}, {24, "payload_bytes"}, {31, "payload_bytes"}};
+      {0, "magic"}, {3, "magic"}, {4, "version 0"}, {24, "payload_bytes"}, {31, "payload_bytes"}};
   for (const auto& [at, message] : cases) {
     std::vector<std::byte> blob = Seal(CompactHeader(64));
     blob[at] ^= std::byte{2};

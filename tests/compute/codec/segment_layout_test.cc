@@ -35,14 +35,14 @@ TEST(SegmentLayout, PlacesBandsAtMultiplesOf16WithPadding) {
   EXPECT_EQ(head.bands[0].data_offset, 12);
   EXPECT_EQ(head.bands[0].first, 0);
 
-  EXPECT_EQ(head.bands[1].scale_offset, 32);  // 5 scales, 5 offsets, 5 x 16 words, 12 of padding
+  EXPECT_EQ(head.bands[1].scale_offset, 32);  // 5 scales, 5 offsets, 12 of padding, 5 x 16 words
   EXPECT_EQ(head.bands[1].zero_offset, 42);
-  EXPECT_EQ(head.bands[1].data_offset, 52);
+  EXPECT_EQ(head.bands[1].data_offset, 64);
   EXPECT_EQ(head.bands[1].first, 6);
 
-  EXPECT_EQ(head.bands[2].scale_offset, 384);  // 3 scales, 3 offsets, 3 x 128 bytes, 4 of padding
+  EXPECT_EQ(head.bands[2].scale_offset, 384);  // 3 scales, 3 offsets, 4 of padding, 3 x 128 bytes
   EXPECT_EQ(head.bands[2].zero_offset, 390);
-  EXPECT_EQ(head.bands[2].data_offset, 396);
+  EXPECT_EQ(head.bands[2].data_offset, 400);
   EXPECT_EQ(head.bands[2].first, 11);
 
   EXPECT_EQ(head.bands[3].data_offset, 784);  // 2 x 128 bf16
@@ -71,13 +71,13 @@ TEST(SegmentLayout, NarrowAndWideBandsStandAsDocumented) {
   const HeadLayout& head = layout.part(0, Part::kK).heads[0];
   EXPECT_EQ(head.rotation, nullptr);
   EXPECT_EQ(head.bands[0].data_offset, 0);    // 3 x 6 bf16, 12 of padding
-  EXPECT_EQ(head.bands[1].scale_offset, 48);  // 5 scales, 5 offsets, 5 x 8 words, 12 of padding
+  EXPECT_EQ(head.bands[1].scale_offset, 48);  // 5 scales, 5 offsets, 12 of padding, 5 x 8 words
   EXPECT_EQ(head.bands[1].zero_offset, 58);
-  EXPECT_EQ(head.bands[1].data_offset, 68);
-  EXPECT_EQ(head.bands[2].scale_offset, 240);  // as before, then 5 x 4 words, 12 of padding
+  EXPECT_EQ(head.bands[1].data_offset, 80);
+  EXPECT_EQ(head.bands[2].scale_offset, 240);  // as before, then 5 x 4 words
   EXPECT_EQ(head.bands[2].zero_offset, 250);
-  EXPECT_EQ(head.bands[2].data_offset, 260);
-  EXPECT_EQ(head.bands[2].high_offset, 260 + 5 * 8 * 4);
+  EXPECT_EQ(head.bands[2].data_offset, 272);
+  EXPECT_EQ(head.bands[2].high_offset, 272 + 5 * 8 * 4);
   EXPECT_EQ(head.bytes, 512);
 }
 
