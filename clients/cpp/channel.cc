@@ -1,6 +1,5 @@
 #include "clients/cpp/channel.h"
 
-#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/security/tls_certificate_provider.h>
 #include <grpcpp/security/tls_credentials_options.h>
@@ -16,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "proto/support/grpc_lifetime.h"
 #include "proto/support/loopback.h"
+#include "proto/support/raw_call.h"
 #include "proto/support/reloaded_file.h"
 #include "proto/support/tls_files.h"
 
@@ -94,20 +94,10 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(
 
 // Why a channel does not connect, as gRPC tells it to a call.
 std::string WhatIsInTheWay(const std::shared_ptr<grpc::Channel>& channel) {
-  grpc::GenericStub stub(channel);
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(1));
-  grpc::CompletionQueue queue;
-  const auto call =
-      stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", grpc::ByteBuffer(), &queue);
-  call->StartCall();
-  grpc::ByteBuffer answer;
-  grpc::Status status;
-  call->Finish(&answer, &status, nullptr);
-  void* tag = nullptr;
-  bool ok = false;
-  queue.Next(&tag, &ok);
-  queue.Shutdown();
+  const grpc::Status status =
+      RawUnaryCall(channel, context, "/grpc.health.v1.Health/Check", grpc::ByteBuffer());
   if (status.error_code() != grpc::StatusCode::UNAVAILABLE) return "";
   return absl::StrCat(" (", status.error_message(), ")");
 }

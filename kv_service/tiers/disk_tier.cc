@@ -1,11 +1,7 @@
 #include "kv_service/tiers/disk_tier.h"
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
 #include <mutex>
-#include <thread>
-#include <tuple>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
@@ -14,23 +10,15 @@
 #include "compute/base/structured_log.h"
 #include "kv_service/core/kill_point.h"
 #include "kv_service/core/segment_record.h"
-#include "kv_service/tiers/disk_database.h"
-#include "kv_service/tiers/disk_index.h"
+#include "kv_service/tiers/disk_contents.h"
+#include "kv_service/tiers/disk_forms.h"
+#include "kv_service/tiers/garbage_collector.h"
+#include "kv_service/tiers/recovering_database.h"
 
 namespace fourierkv {
 namespace {
 
-constexpr int64_t kChunkBytes = int64_t{1} << 20;
-constexpr int64_t kBatchBytes = int64_t{16} << 20;  // of one write; larger records take several
 constexpr int64_t kSmallestLimit = int64_t{1} << 20;
-constexpr absl::Duration kRecoverEvery = absl::Seconds(5);
-constexpr int kPatience = 100;  // times 10 ms for reads to leave a database that is closed
-constexpr absl::Duration kCollectEvery = absl::Seconds(1);
-// Of payload files, beyond which garbage is collected; above it, only when there is enough to gain.
-constexpr double kCollectAbove = 0.9;
-constexpr double kWorthCollecting = 0.1;
-
-int64_t ChunkCount(int64_t record_bytes) { return (record_bytes + kChunkBytes - 1) / kChunkBytes; }
 
 // What of `segment` the tier has not: its forms, but only one of exact data.
 std::vector<SegmentForm> Missing(const StoredSegment& segment, const PerForm<FormSummary>& held) {
@@ -48,24 +36,19 @@ std::vector<SegmentForm> Missing(const StoredSegment& segment, const PerForm<For
 class DiskTier : public SegmentTier {
  public:
   DiskTier(const DiskTierOptions& options, ProfileStore* profiles, NamespaceDirectory* namespaces)
-      : options_(options),
-        limit_bytes_(options.limit_bytes),
+      : limit_bytes_(options.limit_bytes),
         live_limit_(static_cast<int64_t>(static_cast<double>(options.limit_bytes) * kLiveShare)),
         profile_store_(profiles),
         namespaces_(namespaces),
-        collector_([this] { CollectGarbageLoop(); }) {}
+        database_(options.path, options.env,
+                  [this](DiskDatabase* database) { return ReadContents(database); }),
+        collector_(&database_, options.limit_bytes) {}
 
-  ~DiskTier() override {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stopping_ = true;
-    }
-    stopped_.notify_all();
-    collector_.join();
+  // Opens the database and reads what it holds.
+  absl::Status Open() {
+    std::lock_guard<std::mutex> write_lock(write_mutex_);
+    return database_.Open();
   }
-
-  // Opens the database and reads its index; once more after what it cannot recover from.
-  absl::Status Open();
 
   absl::string_view name() const override { return "disk"; }
   Durability durability() const override { return Durability::kDisk; }
@@ -86,33 +69,18 @@ class DiskTier : public SegmentTier {
  private:
   using Batch = DiskDatabase::Batch;
 
-  using DatabasePtr = std::shared_ptr<DiskDatabase>;
-
-  // Null while it cannot be opened again.
-  DatabasePtr database() const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return database_;
-  }
-  absl::Status OpenLocked();
-  absl::Status LoadIndex();
-  absl::Status Recover();
+  // With null, that there is nothing. Requires write_mutex_.
+  absl::Status ReadContents(DiskDatabase* database);
+  absl::Status CheckHealth();
+  absl::Status CheckOpen() const;
   absl::Status StoreOne(const StoredSegment& segment);
-  absl::Status WriteForm(const StoredSegment& segment, SegmentForm form, Batch& last);
   absl::Status MakeRoom(int64_t bytes, const BlockKey& spared);
   absl::Status EraseSegment(const BlockKey& key);
   void AddProfile(const ProfileLayout& profile, Batch& batch);
-  absl::Status LoadOne(const TierWant& want, RecordReader& reader, int64_t chunks,
-                       absl::Time deadline);
+  int64_t HeldBytes(const TierWant& want) const;
+  absl::StatusOr<FormPtr> LoadOne(const TierWant& want, MemoryBudget& budget, absl::Time deadline);
   void DropDamaged(const TierWant& want, const absl::Status& why);
-  // Writes under write_mutex_; failures make the tier unhealthy.
-  absl::Status Write(Batch& batch);
-  // Fails, too, if the database was opened again since `epoch`: what was written may be lost.
-  absl::Status Sync(uint64_t epoch);
-  absl::Status Failed(absl::Status status);
-  absl::Status CheckHealth();
-  void CollectGarbageLoop();
 
-  const DiskTierOptions options_;
   const int64_t limit_bytes_;
   const int64_t live_limit_;
   ProfileStore* const profile_store_;
@@ -123,190 +91,65 @@ class DiskTier : public SegmentTier {
   std::mutex write_mutex_;
   absl::flat_hash_set<Digest> profiles_;  // written; guarded by write_mutex_
   uint64_t sequence_ = 0;                 // guarded by write_mutex_
-  absl::Time recovered_at_;               // last tried; guarded by write_mutex_
 
   mutable std::mutex mutex_;  // never held during I/O; guards what follows
-  // Changed under write_mutex_ too, which therefore keeps it from changing.
-  DatabasePtr database_;
   DiskIndex index_;
   TierStats stats_;
-  bool stopping_ = false;
-  std::condition_variable stopped_;
 
-  std::atomic<bool> healthy_{true};
-  std::atomic<uint64_t> written_{0};  // batches
-  std::atomic<uint64_t> synced_{0};   // of these
-  std::atomic<uint64_t> epoch_{0};    // how often the database was opened again
-  std::thread collector_;             // last: it uses all of the above
+  RecoveringDatabase database_;  // written under write_mutex_
+  GarbageCollector collector_;
 };
 
-absl::Status DiskTier::Open() {
-  std::lock_guard<std::mutex> write_lock(write_mutex_);
-  return OpenLocked();
-}
-
-absl::Status DiskTier::OpenLocked() {
-  auto opened = DiskDatabase::Open(options_.path, options_.env);
-  if (!opened.ok()) return opened.status();
-  {
+absl::Status DiskTier::ReadContents(DiskDatabase* database) {
+  if (database == nullptr) {
     std::lock_guard<std::mutex> lock(mutex_);
-    database_ = *std::move(opened);
     index_ = DiskIndex();
+    return absl::OkStatus();
   }
-  const absl::Status loaded = LoadIndex();
-  if (!loaded.ok()) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    database_ = nullptr;
-    index_ = DiskIndex();
-  }
-  return loaded;
-}
-
-// Requires write_mutex_; nothing else uses the index before it is whole.
-absl::Status DiskTier::LoadIndex() {
   KillPoint("disk.open");
-  if (auto s = database_->DropUnfinished(); !s.ok()) return s;
-  const absl::Status profiles_read = database_->ForEachProfile([&](absl::string_view json) {
-    auto layout = profile_store_->Put(json);
-    if (layout.ok()) {
-      profiles_.insert((*layout)->id());
-    } else {
-      Log(LogLevel::kError, "disk_tier.profile_lost", {{"status", layout.status()}});
-    }
-  });
-  if (!profiles_read.ok()) return profiles_read;
-
-  struct Found {
-    uint64_t sequence;
-    TierSegment segment;
-  };
-  std::vector<Found> found;
-  std::vector<BlockKey> lost;
-  const auto resolve = [&](absl::string_view ns) { return namespaces_->Resolve(ns); };
-  const absl::Status read = database_->ForEachDescription(
-      [&](const BlockKey& key, uint64_t sequence, absl::string_view bytes) {
-        sequence_ = std::max(sequence_, sequence);
-        auto segment = DecodeDescription(bytes, resolve);
-        if (segment.ok() && segment->segment.key == key) {
-          found.push_back({sequence, *std::move(segment)});
-        } else {
-          lost.push_back(key);
-        }
-      });
-  if (!read.ok()) return read;
-  // Parents first; then in the order of their age, which their use would else be.
-  std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
-    return std::tie(a.segment.segment.index, a.sequence) <
-           std::tie(b.segment.segment.index, b.sequence);
-  });
-  std::vector<std::pair<uint64_t, BlockKey>> ages;
-  DiskIndex index;
-  for (const Found& f : found) {
-    if (index.HasParent(f.segment.segment)) {
-      index.Put(f.segment);
-      ages.emplace_back(f.sequence, f.segment.segment.key);
-    } else {
-      lost.push_back(f.segment.segment.key);
-    }
-  }
-  std::sort(ages.begin(), ages.end());
-  for (const auto& [sequence, key] : ages) index.Touch(key, absl::InfinitePast());
-  for (const BlockKey& key : lost) {
-    // Its chunks cannot be counted any more; a segment of that key will overwrite them.
-    Batch batch(*database_);
-    batch.DeleteDescription(key);
-    if (auto s = Write(batch); !s.ok()) return s;
-  }
+  auto contents = ReadDiskContents(*database, *profile_store_, *namespaces_);
+  if (!contents.ok()) return contents.status();
   KillPoint("disk.opened");
   Log(LogLevel::kInfo, "disk_tier.open",
-      {{"segments", index.segments()},
-       {"bytes", index.bytes()},
-       {"lost", static_cast<int64_t>(lost.size())},
-       {"profiles", static_cast<int64_t>(profiles_.size())}});
+      {{"segments", contents->index.segments()},
+       {"bytes", contents->index.bytes()},
+       {"lost", static_cast<int64_t>(contents->lost)},
+       {"profiles", static_cast<int64_t>(contents->profiles.size())}});
+  profiles_ = std::move(contents->profiles);
+  sequence_ = std::max(sequence_, contents->sequence);
   std::lock_guard<std::mutex> lock(mutex_);
-  stats_.damaged_records += lost.size();
-  index_ = std::move(index);
+  stats_.damaged_records += contents->lost;
+  index_ = std::move(contents->index);
   return absl::OkStatus();
-}
-
-absl::Status DiskTier::Failed(absl::Status status) {
-  if (status.ok() || absl::IsNotFound(status) || absl::IsDeadlineExceeded(status)) return status;
-  if (healthy_.exchange(false)) {
-    Log(LogLevel::kError, "disk_tier.failing", {{"status", status}});
-  }
-  std::lock_guard<std::mutex> lock(mutex_);
-  ++stats_.write_errors;
-  return status;
 }
 
 absl::Status DiskTier::CheckHealth() {
-  if (healthy_) return absl::OkStatus();
+  if (database_.healthy()) return absl::OkStatus();
   std::lock_guard<std::mutex> lock(write_mutex_);
-  if (healthy_) return absl::OkStatus();
-  const absl::Time now = absl::Now();
-  if (now - recovered_at_ < kRecoverEvery) {
-    return absl::UnavailableError("disk tier: an earlier write failed; it is tried again soon");
-  }
-  recovered_at_ = now;
-  return Recover();
+  return database_.Recover();
 }
 
-absl::Status DiskTier::Recover() {
-  if (database_ == nullptr || !database_->Recover().ok()) {
-    // What is written to the log but not synced may be lost, so what is held is read anew.
-    std::weak_ptr<DiskDatabase> old = database_;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      database_ = nullptr;
-      index_ = DiskIndex();
-    }
-    epoch_.fetch_add(1);
-    for (int i = 0; i < kPatience && !old.expired(); ++i) absl::SleepFor(absl::Milliseconds(10));
-    if (auto s = OpenLocked(); !s.ok()) return s;
-  }
-  healthy_ = true;
-  Log(LogLevel::kInfo, "disk_tier.recovered");
-  return absl::OkStatus();
-}
-
-absl::Status DiskTier::Write(Batch& batch) {
-  if (auto s = database_->Write(batch); !s.ok()) return Failed(s);
-  written_.fetch_add(1);
-  return absl::OkStatus();
-}
-
-absl::Status DiskTier::Sync(uint64_t epoch) {
-  const uint64_t due = written_.load();
-  if (synced_.load() >= due && epoch_.load() == epoch) return absl::OkStatus();
-  KillPoint("disk.before_sync");
-  const DatabasePtr database = this->database();
-  if (database == nullptr) return absl::UnavailableError("disk tier: it is being opened again");
-  if (auto s = database->Sync(); !s.ok()) return Failed(s);
-  KillPoint("disk.after_sync");
-  uint64_t synced = synced_.load();
-  while (synced < due && !synced_.compare_exchange_weak(synced, due)) continue;
-  // A write that failed meanwhile may have been one that this was to make durable.
-  if (!healthy_ || epoch_.load() != epoch)
-    return absl::UnavailableError("disk tier: a write failed meanwhile");
-  return absl::OkStatus();
+absl::Status DiskTier::CheckOpen() const {
+  if (database_.get() != nullptr) return absl::OkStatus();
+  return absl::UnavailableError("disk tier: it is not open");
 }
 
 absl::Status DiskTier::Store(std::span<const StoredSegment> segments, absl::Time deadline) {
   KillPoint("disk.store");
   if (auto s = CheckHealth(); !s.ok()) return s;
-  const uint64_t epoch = epoch_.load();
+  const uint64_t epoch = database_.epoch();
   for (const StoredSegment& segment : segments) {
     if (absl::Now() >= deadline) {
       return absl::DeadlineExceededError("disk tier: not everything was stored in time");
     }
     if (auto s = StoreOne(segment); !s.ok()) return s;
   }
-  return Sync(epoch);
+  return database_.Sync(epoch);
 }
 
 absl::Status DiskTier::StoreOne(const StoredSegment& segment) {
   std::lock_guard<std::mutex> write_lock(write_mutex_);
-  if (database_ == nullptr) return absl::UnavailableError("disk tier: it is not open");
+  if (auto s = CheckOpen(); !s.ok()) return s;
   TierSegment described;
   BlockKey spared = segment.parent;
   bool changed = true;
@@ -340,47 +183,20 @@ absl::Status DiskTier::StoreOne(const StoredSegment& segment) {
     needed += RecordBytes(segment, held.bytes());
   }
   if (auto s = MakeRoom(needed, spared); !s.ok()) return s;
-  Batch batch(*database_);
+  const std::shared_ptr<DiskDatabase> database = database_.get();
+  const auto write = [&](Batch& part) { return database_.Write(part); };
+  Batch batch(*database);
   if (segment.context->layout != nullptr) AddProfile(*segment.context->layout, batch);
   for (const SegmentForm form : missing) {
-    if (auto s = WriteForm(segment, form, batch); !s.ok()) return s;
+    if (auto s = WriteDiskForm(segment, form, *database, write, batch); !s.ok()) return s;
   }
   batch.PutDescription(segment.key, ++sequence_, EncodeDescription(described));
   KillPoint("disk.before_write");
-  if (auto s = Write(batch); !s.ok()) return s;
+  if (auto s = database_.Write(batch); !s.ok()) return s;
   KillPoint("disk.after_write");
   if (segment.context->layout != nullptr) profiles_.insert(segment.context->layout->id());
   std::lock_guard<std::mutex> lock(mutex_);
   index_.Put(described);
-  return absl::OkStatus();
-}
-
-// Leaves in `last` what must be written together with the description.
-absl::Status DiskTier::WriteForm(const StoredSegment& segment, SegmentForm form, Batch& last) {
-  const RecordWriter record(segment, form);
-  const auto chunks = record.Chunks(kChunkBytes);
-  const bool several = record.bytes() > kBatchBytes;
-  uint32_t number = 0;
-  if (several) {
-    Batch mark(*database_);
-    mark.Mark(segment.key, form, static_cast<int64_t>(chunks.size()));
-    if (auto s = Write(mark); !s.ok()) return s;
-    KillPoint("disk.marked");
-    while (chunks.size() - number > 1) {
-      Batch some(*database_);
-      for (int64_t bytes = 0; bytes < kBatchBytes && chunks.size() - number > 1;
-           bytes += kChunkBytes) {
-        some.PutChunk(segment.key, form, number, chunks[number]);
-        ++number;
-      }
-      if (auto s = Write(some); !s.ok()) return s;
-      KillPoint("disk.part_written");
-    }
-    last.Unmark(segment.key, form);
-  }
-  for (; number < chunks.size(); ++number) {
-    last.PutChunk(segment.key, form, number, chunks[number]);
-  }
   return absl::OkStatus();
 }
 
@@ -420,14 +236,14 @@ absl::Status DiskTier::EraseSegment(const BlockKey& key) {
     described = index_.Describe(*index_.Find(key));
     index_.Erase(key);
   }
-  Batch batch(*database_);
+  Batch batch(*database_.get());
   batch.DeleteDescription(key);
   for (const SegmentForm form : kHeldForms) {
     if (const int64_t bytes = described.forms[form].bytes; bytes > 0) {
-      batch.DeleteChunks(key, form, ChunkCount(RecordBytes(described.segment, bytes)));
+      DeleteDiskForm(described.segment, form, bytes, batch);
     }
   }
-  return Write(batch);
+  return database_.Write(batch);
 }
 
 absl::StatusOr<std::vector<std::optional<TierSegment>>> DiskTier::Describe(
@@ -441,29 +257,17 @@ absl::StatusOr<std::vector<std::optional<TierSegment>>> DiskTier::Describe(
   return result;
 }
 
+int64_t DiskTier::HeldBytes(const TierWant& want) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const DiskIndex::Entry* const entry = index_.Find(want.segment->key);
+  return entry != nullptr ? index_.Describe(*entry).forms[want.form].bytes : 0;
+}
+
 std::vector<absl::StatusOr<FormPtr>> DiskTier::Load(std::span<const TierWant> wants,
                                                     MemoryBudget& budget, absl::Time deadline) {
   std::vector<absl::StatusOr<FormPtr>> results;
   for (const TierWant& want : wants) {
-    const auto held_bytes = [&] {
-      std::lock_guard<std::mutex> lock(mutex_);
-      const DiskIndex::Entry* const entry = index_.Find(want.segment->key);
-      return entry != nullptr ? index_.Describe(*entry).forms[want.form].bytes : 0;
-    };
-    const int64_t bytes = held_bytes();
-    if (bytes == 0) {
-      results.emplace_back(absl::NotFoundError("disk tier: not held"));
-      continue;
-    }
-    KillPoint("disk.before_load");
-    RecordReader reader(*want.segment, want.form, budget);
-    const absl::Status read =
-        LoadOne(want, reader, ChunkCount(RecordBytes(*want.segment, bytes)), deadline);
-    absl::StatusOr<FormPtr> form = read.ok() ? reader.Finish() : read;
-    // Gone meanwhile, or never whole.
-    if (absl::IsNotFound(form.status()) && held_bytes() > 0) {
-      form = absl::DataLossError("disk tier: a chunk is gone");
-    }
+    absl::StatusOr<FormPtr> form = LoadOne(want, budget, deadline);
     if (absl::IsDataLoss(form.status())) {
       DropDamaged(want, form.status());
     } else if (absl::IsUnavailable(form.status())) {
@@ -475,27 +279,29 @@ std::vector<absl::StatusOr<FormPtr>> DiskTier::Load(std::span<const TierWant> wa
   return results;
 }
 
-absl::Status DiskTier::LoadOne(const TierWant& want, RecordReader& reader, int64_t chunks,
-                               absl::Time deadline) {
-  const DatabasePtr database = this->database();
+absl::StatusOr<FormPtr> DiskTier::LoadOne(const TierWant& want, MemoryBudget& budget,
+                                          absl::Time deadline) {
+  const int64_t bytes = HeldBytes(want);
+  if (bytes == 0) return absl::NotFoundError("disk tier: not held");
+  KillPoint("disk.before_load");
+  const std::shared_ptr<DiskDatabase> database = database_.get();
   if (database == nullptr) return absl::UnavailableError("disk tier: it is being opened again");
-  for (int64_t i = 0; i < chunks; ++i) {
-    if (absl::Now() >= deadline) {
-      return absl::DeadlineExceededError("disk tier: not everything was read in time");
-    }
-    const absl::Status status =
-        database_->ReadChunk(want.segment->key, want.form, static_cast<uint32_t>(i), deadline,
-                             [&](std::span<const std::byte> bytes) { return reader.Add(bytes); });
-    if (!status.ok()) return status;
+  RecordReader reader(*want.segment, want.form, budget);
+  const absl::Status read =
+      ReadDiskForm(*database, *want.segment, want.form, bytes, deadline, reader);
+  absl::StatusOr<FormPtr> form = read.ok() ? reader.Finish() : read;
+  // Gone meanwhile, or never whole.
+  if (absl::IsNotFound(form.status()) && HeldBytes(want) > 0) {
+    return absl::DataLossError("disk tier: a chunk is gone");
   }
-  return absl::OkStatus();
+  return form;
 }
 
 void DiskTier::DropDamaged(const TierWant& want, const absl::Status& why) {
   Log(LogLevel::kError, "disk_tier.damaged",
       {{"key", want.segment->key.ToHex()}, {"form", FormName(want.form)}, {"status", why}});
   std::lock_guard<std::mutex> write_lock(write_mutex_);
-  if (database_ == nullptr) return;
+  if (!CheckOpen().ok()) return;
   TierSegment described;
   bool last = true;
   {
@@ -520,19 +326,18 @@ void DiskTier::DropDamaged(const TierWant& want, const absl::Status& why) {
     std::lock_guard<std::mutex> lock(mutex_);
     index_.Put(described);
   }
-  Batch batch(*database_);
+  Batch batch(*database_.get());
   batch.PutDescription(want.segment->key, ++sequence_, EncodeDescription(described));
-  batch.DeleteChunks(want.segment->key, want.form,
-                     ChunkCount(RecordBytes(described.segment, bytes)));
-  Write(batch).IgnoreError();
+  DeleteDiskForm(described.segment, want.form, bytes, batch);
+  database_.Write(batch).IgnoreError();
 }
 
 absl::Status DiskTier::Remove(std::span<const BlockKey> keys, absl::Time /*deadline*/) {
   if (auto s = CheckHealth(); !s.ok()) return s;
-  const uint64_t epoch = epoch_.load();
+  const uint64_t epoch = database_.epoch();
   {
     std::lock_guard<std::mutex> write_lock(write_mutex_);
-    if (database_ == nullptr) return absl::UnavailableError("disk tier: it is not open");
+    if (auto s = CheckOpen(); !s.ok()) return s;
     for (const BlockKey& key : keys) {
       std::vector<BlockKey> doomed;
       {
@@ -546,7 +351,7 @@ absl::Status DiskTier::Remove(std::span<const BlockKey> keys, absl::Time /*deadl
     }
   }
   KillPoint("disk.after_remove");
-  return Sync(epoch);
+  return database_.Sync(epoch);
 }
 
 void DiskTier::Touch(std::span<const BlockKey> keys, absl::Time until) {
@@ -561,26 +366,28 @@ void DiskTier::AddProfile(const ProfileLayout& profile, Batch& batch) {
 
 absl::Status DiskTier::StoreProfile(const ProfileLayout& profile, absl::Time /*deadline*/) {
   if (auto s = CheckHealth(); !s.ok()) return s;
-  const uint64_t epoch = epoch_.load();
+  const uint64_t epoch = database_.epoch();
   {
     std::lock_guard<std::mutex> write_lock(write_mutex_);
-    if (database_ == nullptr) return absl::UnavailableError("disk tier: it is not open");
+    if (auto s = CheckOpen(); !s.ok()) return s;
     if (!profiles_.contains(profile.id())) {
-      Batch batch(*database_);
+      Batch batch(*database_.get());
       AddProfile(profile, batch);
       KillPoint("disk.before_profile");
-      if (auto s = Write(batch); !s.ok()) return s;
+      if (auto s = database_.Write(batch); !s.ok()) return s;
       KillPoint("disk.after_profile");
       profiles_.insert(profile.id());
     }
   }
-  return Sync(epoch);
+  return database_.Sync(epoch);
 }
 
 absl::StatusOr<std::vector<std::string>> DiskTier::LoadProfiles(absl::Time /*deadline*/) {
+  const std::shared_ptr<DiskDatabase> database = database_.get();
+  if (database == nullptr) return absl::UnavailableError("disk tier: it is being opened again");
   std::vector<std::string> profiles;
   const absl::Status read =
-      database_->ForEachProfile([&](absl::string_view json) { profiles.emplace_back(json); });
+      database->ForEachProfile([&](absl::string_view json) { profiles.emplace_back(json); });
   if (!read.ok()) return read;
   return profiles;
 }
@@ -591,25 +398,9 @@ TierStats DiskTier::Stats() const {
   stats.segments = index_.segments();
   stats.bytes = index_.bytes();
   stats.limit_bytes = limit_bytes_;
-  stats.healthy = healthy_;
+  stats.healthy = database_.healthy();
+  stats.write_errors = database_.write_errors();
   return stats;
-}
-
-void DiskTier::CollectGarbageLoop() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  while (!stopped_.wait_for(lock, absl::ToChronoNanoseconds(kCollectEvery),
-                            [&] { return stopping_; })) {
-    const DatabasePtr database = database_;
-    if (database == nullptr) continue;
-    lock.unlock();
-    const auto files = static_cast<double>(database->PayloadFileBytes());
-    const auto garbage = static_cast<double>(database->PayloadGarbageBytes());
-    const auto limit = static_cast<double>(limit_bytes_);
-    if (healthy_ && files > kCollectAbove * limit && garbage > kWorthCollecting * limit) {
-      Failed(database->CollectGarbage()).IgnoreError();
-    }
-    lock.lock();
-  }
 }
 
 }  // namespace

@@ -1,28 +1,18 @@
 #include "proto/support/tls_files.h"
 
 #include <grpcpp/security/tls_certificate_provider.h>
-#include <openssl/bio.h>
 #include <openssl/err.h>
-#include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
 #include "absl/strings/str_cat.h"
+#include "proto/support/openssl_ptr.h"
 #include "proto/support/reloaded_file.h"
 
 namespace fourierkv {
 namespace {
 
-template <auto Free>
-struct Deleter {
-  template <typename T>
-  void operator()(T* object) const {
-    Free(object);
-  }
-};
-using BioPtr = std::unique_ptr<BIO, Deleter<BIO_free_all>>;
-using X509Ptr = std::unique_ptr<X509, Deleter<X509_free>>;
-using PkeyPtr = std::unique_ptr<EVP_PKEY, Deleter<EVP_PKEY_free>>;
+using X509Ptr = OpensslPtr<X509, X509_free>;
 
 absl::Status AtFault(const std::string& flag, const std::string& path, absl::string_view why) {
   ERR_clear_error();

@@ -1,6 +1,5 @@
 #include "tests/kv_service/rpc/security_fixture.h"
 
-#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 
 #include <cstdlib>
@@ -9,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "proto/support/raw_call.h"
 
 namespace fourierkv {
 
@@ -51,23 +51,13 @@ absl::Status ReadCall(const std::string& address, const ChannelOptions& options,
 
 grpc::Status PlainCall(const std::string& address, const std::string& method,
                        const std::string& authorization) {
-  grpc::GenericStub stub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(10)));
   if (!authorization.empty()) context.AddMetadata("authorization", authorization);
-  grpc::CompletionQueue queue;
   // A message of no bytes: what an empty request is on the wire.
   const grpc::Slice nothing(std::string{});
-  const auto call = stub.PrepareUnaryCall(&context, method, grpc::ByteBuffer(&nothing, 1), &queue);
-  call->StartCall();
-  grpc::ByteBuffer answer;
-  grpc::Status status;
-  call->Finish(&answer, &status, nullptr);
-  void* tag = nullptr;
-  bool ok = false;
-  queue.Next(&tag, &ok);
-  queue.Shutdown();
-  return status;
+  return RawUnaryCall(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()), context,
+                      method, grpc::ByteBuffer(&nothing, 1));
 }
 
 bool Eventually(const std::function<bool()>& attempt) {
