@@ -41,12 +41,17 @@ struct ExactBlock {
   const uint16_t* v = nullptr;
   int64_t tokens = 0;
   int64_t head_stride = 0;  // in elements
+  // A name for what stands at k and v, so that devices can keep copies: blocks of the same version,
+  // k, v and head_stride have the same values in the tokens that both have, whenever they are used.
+  // From NextUniqueId(); 0: no name, nothing is kept.
+  uint64_t version = 0;
 };
 
 // Payloads of K and V of one layer of one compact segment.
 struct CompactBlock {
   const std::byte* k = nullptr;  // 4-byte aligned at least
   const std::byte* v = nullptr;
+  uint64_t version = 0;  // as ExactBlock's: of the same layouts, k and v
 };
 
 // One layer of one sequence's cache. Order of blocks does not matter, except that causal masking is

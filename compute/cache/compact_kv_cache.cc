@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "compute/base/unique_id.h"
 #include "compute/codec/payload_check.h"
 #include "compute/codec/segment_blob.h"
 
@@ -141,7 +142,8 @@ absl::Status CompactKvCache::SealOldest() {
     return absl::OkStatus();
   }
   for (int layer = 0; layer < geometry_.layers; ++layer) {
-    segments_[layer].blocks.push_back({jobs[layer * 2].payload, jobs[layer * 2 + 1].payload});
+    segments_[layer].blocks.push_back(
+        {jobs[layer * 2].payload, jobs[layer * 2 + 1].payload, NextUniqueId()});
     segments_[layer].owners.push_back(sealed.parts[layer * 2].blob);
     segments_[layer].owners.push_back(sealed.parts[layer * 2 + 1].blob);
   }
@@ -204,7 +206,7 @@ absl::Status CompactKvCache::InstallCompact(int layer, int64_t segment, SharedBy
   absl::StatusOr<SharedBytes> v = VerifiedPayload(layer, Part::kV, segment, v_blob);
   if (!v.ok()) return v.status();
   LayerSegments& to = segments_[layer];
-  to.blocks[block] = {k->data.get(), v->data.get()};
+  to.blocks[block] = {k->data.get(), v->data.get(), NextUniqueId()};
   to.owners[2 * block] = std::move(k->data);
   to.owners[2 * block + 1] = std::move(v->data);
   return absl::OkStatus();

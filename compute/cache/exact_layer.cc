@@ -41,7 +41,17 @@ void ExactLayer::Resize(int64_t tokens) {
   tokens_ = tokens;
 }
 
+void ExactLayer::NoteWrite(int64_t first, int64_t n) {
+  if (first >= written_) {
+    written_ = first + n;
+    return;
+  }
+  version_ = NextUniqueId();
+  written_ = tokens_;
+}
+
 void ExactLayer::WriteTokens(int64_t first, int64_t n, const float* k, const float* v) {
+  NoteWrite(first, n);
   const int64_t token_size = static_cast<int64_t>(kv_heads_) * head_dim_;
   for (const auto& [from, to] : {std::pair{k, k_.get()}, std::pair{v, v_.get()}}) {
     for (int64_t t = 0; t < n; ++t) {
@@ -59,6 +69,7 @@ void ExactLayer::WriteTokens(int64_t first, int64_t n, const float* k, const flo
 }
 
 void ExactLayer::WriteHeads(int64_t first, int64_t n, const uint16_t* k, const uint16_t* v) {
+  NoteWrite(first, n);
   for (const auto& [from, to] : {std::pair{k, k_.get()}, std::pair{v, v_.get()}}) {
     for (int head = 0; head < kv_heads_; ++head) {
       std::memcpy(at(to, head, first), from + head * n * head_dim_,
@@ -76,10 +87,12 @@ void ExactLayer::Erase(int64_t first, int64_t n) {
     }
   }
   tokens_ -= n;
+  version_ = NextUniqueId();
+  written_ = tokens_;
 }
 
 ExactBlock ExactLayer::block() const {
-  return {k_.get(), v_.get(), tokens_, capacity_ * head_dim_};
+  return {k_.get(), v_.get(), tokens_, capacity_ * head_dim_, version_};
 }
 
 }  // namespace fourierkv

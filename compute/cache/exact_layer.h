@@ -7,6 +7,7 @@
 
 #include "compute/backend/compute_backend.h"
 #include "compute/base/geometry.h"
+#include "compute/base/unique_id.h"
 
 namespace fourierkv {
 
@@ -39,6 +40,7 @@ class ExactLayer {
   // Removes [first, first + n); what stands behind moves down.
   void Erase(int64_t first, int64_t n);
 
+  // Keeps its version while tokens are only added at the end.
   ExactBlock block() const;
 
  private:
@@ -46,12 +48,16 @@ class ExactLayer {
     return data + (head * capacity_ + token) * head_dim_;
   }
   void Grow(int64_t capacity);
+  void NoteWrite(int64_t first, int64_t n);
 
   int kv_heads_;
   int head_dim_;
   KvDtype dtype_;
   int64_t tokens_ = 0;
   int64_t capacity_ = 0;
+  // Changes whenever tokens do that may have been read under it: those before written_.
+  uint64_t version_ = NextUniqueId();
+  int64_t written_ = 0;
   std::unique_ptr<uint16_t[]> k_;
   std::unique_ptr<uint16_t[]> v_;
 };

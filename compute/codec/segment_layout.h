@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "compute/base/unique_id.h"
 #include "compute/codec/basis.h"
 #include "compute/codec/profile.h"
 
@@ -63,6 +64,9 @@ struct PartLayout {
   PartLayout(PartLayout&&) = default;  // no copies: they would point into the original's channels
   PartLayout& operator=(PartLayout&&) = default;
 
+  // No other layout of this process has or had it, but one that this was moved to: a name for what
+  // is derived from the layout and kept.
+  uint64_t id = NextUniqueId();
   int kv_heads = 0;
   int head_dim = 0;
   int segment_tokens = 0;

@@ -10,29 +10,11 @@
 #include "absl/strings/str_cat.h"
 #include "compute/backend/cpu/kernels.h"
 #include "compute/backend/cpu/rotation_kernels.h"
-#include "compute/base/bfloat16.h"
+#include "compute/backend/validate_args.h"
 
 namespace fourierkv {
 namespace cpu {
 namespace {
-
-constexpr float kLargestMagnitude = 1e30f;
-
-// Names the first value of a head that cannot be encoded.
-absl::Status RefuseValue(const EncodeJob& job, int head, KvDtype dtype) {
-  const PartLayout& layout = *job.layout;
-  const uint16_t* dense = job.dense + head * job.head_stride;
-  for (int t = 0; t < layout.segment_tokens; ++t) {
-    for (int c = 0; c < layout.head_dim; ++c) {
-      const float value = KvToFloat(dense[static_cast<int64_t>(t) * layout.head_dim + c], dtype);
-      if (std::fabs(value) <= kLargestMagnitude) continue;
-      return absl::InvalidArgumentError(absl::StrCat("head ", head, ", token ", t,
-                                                     " of the segment, channel ", c, " is ", value,
-                                                     "; values must be finite and within +-1e30"));
-    }
-  }
-  return absl::InternalError("a refused value is no longer there: the input changed meanwhile");
-}
 
 class CpuBackend final : public ComputeBackend {
  public:
@@ -84,7 +66,7 @@ absl::Status CpuBackend::Encode(KvDtype dtype, std::span<EncodeJob> jobs) {
     double energy = 0;
     double error = 0;
     for (int h = 0; h < job.layout->kv_heads; ++h, ++i) {
-      if (!totals[i].valid) return RefuseValue(job, h, dtype);
+      if (!totals[i].valid) return RefusedValue(job, h, dtype);
       energy += totals[i].energy;
       error += totals[i].error;
     }

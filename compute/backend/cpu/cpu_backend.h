@@ -4,7 +4,6 @@
 
 #include <vector>
 
-#include "absl/status/status.h"
 #include "compute/backend/compute_backend.h"
 #include "compute/backend/cpu/scratch_arena.h"
 #include "compute/base/thread_pool.h"
@@ -25,11 +24,6 @@ struct Workers {
   std::vector<ScratchArena> arenas;  // one a thread
   ScratchArena shared;  // of the calling thread, for what all tasks of a call read or write
 };
-
-// validate_args.cc: InvalidArgument naming the field at fault.
-absl::Status ValidateEncode(KvDtype dtype, std::span<const EncodeJob> jobs);
-absl::Status ValidateDecode(KvDtype dtype, std::span<const DecodeJob> jobs);
-absl::Status ValidateAttention(const AttentionArgs& args);
 
 // For validated arguments with query_tokens = 1: split-KV over runs of blocks, then a merge.
 void AttendSingleQuery(const AttentionArgs& args, Workers& workers);

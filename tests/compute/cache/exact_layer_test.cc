@@ -90,5 +90,38 @@ TEST(ExactLayer, TakesTokensByHead) {
   }
 }
 
+TEST(ExactLayer, VersionsChangeWithTokensThatMayHaveBeenRead) {
+  ExactLayer layer(kHeads, kDim, KvDtype::kBf16);
+  Add(layer, 0, 10);
+  const uint64_t version = layer.block().version;
+  EXPECT_NE(version, 0u);
+  EXPECT_NE(version, ExactLayer(kHeads, kDim, KvDtype::kBf16).block().version);
+  Add(layer, 10, 5);
+  EXPECT_EQ(layer.block().version, version) << "what was there is still there";
+  layer.Resize(12);
+  EXPECT_EQ(layer.block().version, version) << "what is left is still there";
+  Add(layer, 50, 2);
+  const uint64_t rewritten = layer.block().version;
+  EXPECT_NE(rewritten, version) << "tokens 12 and 13 were others";
+  layer.Erase(3, 2);
+  const uint64_t erased = layer.block().version;
+  EXPECT_NE(erased, rewritten);
+  Add(layer, 60, 1);
+  EXPECT_EQ(layer.block().version, erased);
+  const std::vector<uint16_t> values(kHeads * kDim);
+  layer.WriteHeads(4, 1, values.data(), values.data());
+  EXPECT_NE(layer.block().version, erased);
+}
+
+TEST(ExactLayer, VersionsChangeWhenGapsAreFilled) {
+  ExactLayer layer(kHeads, kDim, KvDtype::kBf16);
+  const std::vector<uint16_t> values(kHeads * kDim);
+  layer.Resize(2);
+  layer.WriteHeads(1, 1, values.data(), values.data());
+  const uint64_t half = layer.block().version;
+  layer.WriteHeads(0, 1, values.data(), values.data());
+  EXPECT_NE(layer.block().version, half);
+}
+
 }  // namespace
 }  // namespace fourierkv

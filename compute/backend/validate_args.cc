@@ -1,14 +1,15 @@
-// Checks of everything a caller passes, before any work.
+#include "compute/backend/validate_args.h"
 
 #include <cmath>
 #include <cstdint>
 
 #include "absl/strings/str_cat.h"
-#include "compute/backend/cpu/cpu_backend.h"
+#include "compute/base/bfloat16.h"
 
-namespace fourierkv::cpu {
+namespace fourierkv {
 namespace {
 
+constexpr float kLargestMagnitude = 1e30f;
 constexpr int kMaxGroup = 64;
 constexpr int kMaxQueryTokens = 1 << 20;
 constexpr int64_t kMaxTokens = int64_t{1} << 40;
@@ -141,4 +142,18 @@ absl::Status ValidateAttention(const AttentionArgs& args) {
   return CheckQueries(args);
 }
 
-}  // namespace fourierkv::cpu
+absl::Status RefusedValue(const EncodeJob& job, int head, KvDtype dtype) {
+  const PartLayout& layout = *job.layout;
+  const uint16_t* dense = job.dense + head * job.head_stride;
+  for (int t = 0; t < layout.segment_tokens; ++t) {
+    for (int c = 0; c < layout.head_dim; ++c) {
+      const float value = KvToFloat(dense[static_cast<int64_t>(t) * layout.head_dim + c], dtype);
+      if (std::fabs(value) <= kLargestMagnitude) continue;
+      return Invalid("head ", head, ", token ", t, " of the segment, channel ", c, " is ", value,
+                     "; values must be finite and within +-1e30");
+    }
+  }
+  return absl::InternalError("a refused value is no longer there: the input changed meanwhile");
+}
+
+}  // namespace fourierkv
