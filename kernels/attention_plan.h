@@ -1,5 +1,5 @@
-// How one layer's compact segments are walked by the attention kernel: what to copy, chunk by chunk,
-// and what each chunk means. Made once for a layer of a profile, on the host.
+// How one layer's compact segments are walked by the attention kernel: what to copy, chunk by
+// chunk, and what each chunk means. Made once for a layer of a profile, on the host.
 
 #pragma once
 
@@ -11,23 +11,34 @@
 
 namespace fourierkv::kernels {
 
-// A host buffer to be copied to device memory as it is, and the view whose pointers are still
-// offsets into it: OnDevice() gives the view to launch with.
+// Everything the kernel must know of a layer's profile: a buffer in device memory, which holds the
+// structures of attention_program.h, and where they stand in it.
 struct AttentionPlanView {
+  const uint8_t* data;  // device memory, 16-byte aligned; all offsets are bytes from here
+  int64_t bytes;
   int32_t kv_heads;
   int32_t head_dim;
   int32_t segment_tokens;
-  const uint8_t* data;   // device memory, 16-byte aligned
-  int64_t bytes;
-  int32_t header;        // offset of the plan's header in `data`
-  int32_t shared_bytes;  // dynamic shared memory of a block
-  int32_t k_rotated;     // some head's K is rotated: queries are rotated by a launch of their own
-  int32_t segment_cost;  // cost of a unit of 256 compact tokens, against ...
-  int32_t page_cost;     // ... that of a page
+  int32_t programs;       // offset of u32[kv_heads]: where each head's program starts
+  int32_t program_bytes;  // of the largest program
+  int32_t k_small_bytes;  // what the largest head copies at once: coefficients, scales, offsets
+  int32_t v_small_bytes;
+  int32_t k_chunks;  // of the head with most chunks of 16 channels
+  int32_t v_chunks;
+  int32_t slot_bytes;    // what the largest step copies
+  int32_t basis_blocks;  // 0: M is at most 8 everywhere; otherwise ceil(M / 16): 1, 2 or 4
+  int32_t k_basis;       // offset of the basis as operands for scores; 0: none is needed
+  int32_t v_basis;       // offset of the basis as operands for weights
+  int32_t k_rotated;     // 1: some head's K is rotated; queries are then rotated by a launch of
+                         // their own
+  int32_t v_rotated;
+  int32_t segment_cost;  // time that 256 compact tokens of a head take, against ...
+  int32_t page_cost;     // ... a page of exact ones
 };
 
-// PartViews whose pointers are to host memory. Unless it returns an empty string, which says why the
-// kernel cannot run such segments, `buffer` and `view` (all but `data`) are complete.
+// `k` and `v` have pointers to host memory. Unless the result, which says why the kernel cannot run
+// such segments, is not empty, `buffer` is to be copied to device memory and `view` is complete but
+// for `data`.
 std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector<uint8_t>* buffer,
                                AttentionPlanView* view);
 

@@ -1,0 +1,365 @@
+#include "kernels/attention_plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "kernels/attention_program.h"
+#include "kernels/half_bits.h"
+
+namespace fourierkv::kernels {
+namespace {
+
+constexpr int kMaxBands = 16;
+constexpr int kSmallSlack = 16;  // loads of words may reach behind the last byte
+
+int64_t AlignUp(int64_t x) { return (x + 15) / 16 * 16; }
+
+// Appends at a multiple of 16 bytes and returns where.
+template <typename T>
+uint32_t Append(std::vector<uint8_t>* buffer, const T* values, size_t count) {
+  const size_t at = AlignUp(static_cast<int64_t>(buffer->size()));
+  buffer->resize(at + count * sizeof(T));
+  if (count > 0) std::memcpy(buffer->data() + at, values, count * sizeof(T));
+  return static_cast<uint32_t>(at);
+}
+
+// K or V of one head.
+struct PartProgram {
+  std::vector<Step> steps;
+  std::vector<SmallCopy> copies;
+  std::vector<SmallBand> bands;
+  std::vector<int16_t> channels;
+  int small_bytes = 0;
+  int chunks = 0;
+  int largest_m = 0;
+  int64_t payload_bytes = 0;  // that a segment's copies read
+};
+
+std::string CheckBand(const PartView& part, const BandView& band) {
+  if (band.size < 1 || band.size > part.head_dim) return "a band's size is out of bounds";
+  if (band.coefficients > 0) {
+    if (band.coefficients > 16 * kMaxBasisBlocks || band.coefficients > part.columns) {
+      return "a band has more coefficients than the basis has columns, or more than 64";
+    }
+    return band.bits == 8 || band.bits == 16 ? "" : "spectral bands must have 8 or 16 bits";
+  }
+  switch (band.bits) {
+    case 2:
+    case 3:
+    case 4:
+    case 8:
+    case 16:
+      return band.data_offset % 16 == 0 ? "" : "residents must start at a multiple of 16 bytes";
+    default:
+      return "resident bands must have 2, 3, 4, 8 or 16 bits";
+  }
+}
+
+// Small data of a band: copied from `start`, `bytes` long.
+SmallBand AddSmall(const BandView& band, int64_t start, int64_t bytes, PartProgram* program) {
+  SmallBand small = {};
+  const int64_t target = program->small_bytes;
+  program->copies.push_back({static_cast<uint32_t>(start), static_cast<uint16_t>(target),
+                             static_cast<uint16_t>(AlignUp(bytes))});
+  program->small_bytes += static_cast<int>(AlignUp(bytes));
+  small.channels = static_cast<uint16_t>(band.size);
+  small.coefficients = static_cast<uint8_t>(band.coefficients);
+  small.chunks = static_cast<uint8_t>((band.size + kChunk - 1) / kChunk);
+  small.first_chunk = static_cast<uint8_t>(program->chunks);
+  return small;
+}
+
+void AddSpectral(const BandView& band, PartProgram* program) {
+  const bool scaled = band.bits == 8;
+  const int64_t start = scaled ? band.scale_offset : band.data_offset;
+  const int64_t values = static_cast<int64_t>(band.size) * band.coefficients;
+  const int64_t bytes = band.data_offset + values * band.bits / 8 - start;
+  const int target = program->small_bytes;
+  SmallBand small = AddSmall(band, start, bytes, program);
+  small.kind = scaled ? kSpectral8 : kSpectral16;
+  small.scale = static_cast<uint16_t>(target);
+  small.data = static_cast<uint16_t>(target + (band.data_offset - start));
+  program->bands.push_back(small);
+  program->payload_bytes += AlignUp(bytes);
+  program->largest_m = std::max(program->largest_m, band.coefficients);
+}
+
+void AddResident(const PartView& part, const BandView& band, PartProgram* program) {
+  SmallBand small = {};
+  if (band.bits == 16) {
+    small.kind = kPlain;
+    small.channels = static_cast<uint16_t>(band.size);
+    small.chunks = static_cast<uint8_t>((band.size + kChunk - 1) / kChunk);
+    small.first_chunk = static_cast<uint8_t>(program->chunks);
+  } else {
+    const int target = program->small_bytes;
+    small = AddSmall(band, band.scale_offset, 4 * static_cast<int64_t>(band.size), program);
+    small.kind = kScaled;
+    small.scale = static_cast<uint16_t>(target);
+    small.data = static_cast<uint16_t>(target + (band.zero_offset - band.scale_offset));
+    program->payload_bytes += AlignUp(4 * static_cast<int64_t>(band.size));
+  }
+  program->bands.push_back(small);
+  const int64_t row = static_cast<int64_t>(part.segment_tokens);  // values of a channel
+  for (int first = 0; first < band.size; first += kChunk) {
+    Step step = {};
+    step.kind = kResident;
+    step.bits = static_cast<uint8_t>(band.bits);
+    step.valid = static_cast<uint8_t>(std::min(kChunk, band.size - first));
+    step.chunk = static_cast<uint8_t>(program->chunks + first / kChunk);
+    step.scale = static_cast<uint16_t>(small.scale + 2 * first);
+    step.zero = static_cast<uint16_t>(small.data + 2 * first);
+    const int plane = band.bits == 3 ? 2 : band.bits;
+    step.source = static_cast<uint32_t>(band.data_offset + first * row * plane / 8);
+    if (band.bits == 3) step.high = static_cast<uint32_t>(band.high_offset + first * row / 8);
+    const int runs = band.bits == 16 ? 4 : band.bits == 8 ? 2 : 1;
+    for (step.run = 0; step.run < runs; ++step.run) program->steps.push_back(step);
+  }
+  program->payload_bytes += row * band.size * band.bits / 8;
+}
+
+// Which slot of a chunk of keys is value i % 4 of lane column i / 4: lanes take adjacent channels
+// of coefficients, and every fourth of residents.
+int SlotOf(const BandView& band, int i) { return band.coefficients > 0 ? i : i / 4 + 4 * (i % 4); }
+
+// `lane_order`: how chunks' channels are listed (attention_program.h).
+std::string BuildPart(const PartView& part, int head, bool lane_order, PartProgram* program) {
+  Step step = {};
+  step.kind = kSmall;
+  program->steps.push_back(step);
+  const int begin = part.head_bands[head];
+  const int end = part.head_bands[head + 1];
+  if (begin < 0 || end <= begin || end - begin > kMaxBands) {
+    return "a head must have 1 to 16 bands";
+  }
+  for (int b = begin; b < end; ++b) {
+    const BandView& band = part.bands[b];
+    if (std::string fault = CheckBand(part, band); !fault.empty()) return fault;
+    if (band.coefficients > 0) {
+      AddSpectral(band, program);
+    } else {
+      AddResident(part, band, program);
+    }
+    for (int first = 0; first < band.size; first += kChunk) {
+      for (int i = 0; i < kChunk; ++i) {
+        const int slot = first + (lane_order ? SlotOf(band, i) : i);
+        const int16_t none = -1;
+        program->channels.push_back(
+            slot < band.size ? static_cast<int16_t>(part.channels[band.channels + slot]) : none);
+      }
+      ++program->chunks;
+    }
+  }
+  // A part's small data must not be overwritten while its steps run: a copy starts three steps
+  // ahead of its use.
+  while (program->steps.size() < 3) program->steps.push_back(Step{});
+  if (program->small_bytes > 32768) return "coefficients and scales of a head exceed 32 KiB";
+  return "";
+}
+
+uint16_t BasisBits(const PartView& part, int m, int token, bool weights, bool odd) {
+  const float factor = odd ? 16.0f : 1.0f;
+  if (m == 0) return weights ? HalfBits(factor) : 0;
+  if (m >= part.columns) return 0;
+  return HalfBits(part.basis[static_cast<int64_t>(m) * part.segment_tokens + token] * kBasisScale *
+                  factor);
+}
+
+// The basis as A operands, in the order in which lanes read them: [unit][block][tile][lane][regs].
+class BasisTables {
+ public:
+  BasisTables(const PartView& part, int blocks) : part_(part), blocks_(blocks) {}
+
+  // Tile (b, j): rows 0-7 are tokens (q = 4 row + b, k = 2 j), rows 8-15 those of k = 2 j + 1;
+  // columns are coefficients.
+  std::vector<uint32_t> Scores() const {
+    std::vector<uint32_t> table;
+    ForEachTile([&](int unit, int block, int b, int j, int r, int c) {
+      for (int half = 0; half < Regs() / 2; ++half) {  // coefficients 0-7, then 8-15
+        for (int odd = 0; odd < 2; ++odd) {
+          const int m = 16 * block + 8 * half + 2 * c;
+          table.push_back(Pair(Value(unit, 4 * r + b, 2 * j + odd, m, false),
+                               Value(unit, 4 * r + b, 2 * j + odd, m + 1, false)));
+        }
+      }
+    });
+    return table;
+  }
+
+  // Tile (b, kk): rows are coefficients, columns tokens: lane c has (q, kk), (q, kk + 4) of
+  // q = 8 c + b, then of q = 8 c + 4 + b.
+  std::vector<uint32_t> Weights() const {
+    std::vector<uint32_t> table;
+    ForEachTile([&](int unit, int block, int b, int kk, int r, int c) {
+      for (int next = 0; next < 2; ++next) {
+        for (int half = 0; half < Regs() / 2; ++half) {
+          const int m = 16 * block + 8 * half + r;
+          const int q = 8 * c + 4 * next + b;
+          table.push_back(Pair(Value(unit, q, kk, m, true), Value(unit, q, kk + 4, m, true)));
+        }
+      }
+    });
+    return table;
+  }
+
+ private:
+  int Regs() const { return blocks_ == 0 ? 2 : 4; }
+
+  template <typename Function>
+  void ForEachTile(Function function) const {
+    const int units = std::max(1, part_.segment_tokens / kUnitTokens);
+    for (int unit = 0; unit < units; ++unit) {
+      for (int block = 0; block < std::max(1, blocks_); ++block) {
+        for (int tile = 0; tile < 16; ++tile) {
+          for (int lane = 0; lane < 32; ++lane) {
+            function(unit, block, tile / 4, tile % 4, lane / 4, lane % 4);
+          }
+        }
+      }
+    }
+  }
+
+  uint16_t Value(int unit, int q, int k, int m, bool weights) const {
+    const int stride = part_.segment_tokens / 8;
+    if (q >= stride) return 0;  // S = 128
+    return BasisBits(part_, m, stride * k + 32 * unit + q, weights, k % 2 == 1);
+  }
+
+  static uint32_t Pair(uint16_t low, uint16_t high) {
+    return low | static_cast<uint32_t>(high) << 16;
+  }
+
+  const PartView& part_;
+  const int blocks_;
+};
+
+std::string CheckPart(const PartView& part) {
+  if (part.kv_heads < 1 || part.kv_heads > 256) return "kv_heads must be from 1 to 256";
+  if (part.head_dim < 8 || part.head_dim > kMaxHeadDim || part.head_dim % 8 != 0) {
+    return "head_dim must be a multiple of 8 up to 256";
+  }
+  const int s = part.segment_tokens;
+  if (s != 128 && s != 256 && s != 512 && s != 1024) {
+    return "segments must have 128, 256, 512 or 1024 tokens";
+  }
+  if (part.basis == nullptr || part.bands == nullptr || part.head_bands == nullptr ||
+      part.channels == nullptr || part.columns < 1) {
+    return "a table is missing";
+  }
+  return "";
+}
+
+uint32_t AppendRotation(const PartView& part, int head, bool transposed,
+                        std::vector<uint8_t>* buffer) {
+  if (part.rotations == nullptr || part.rotations[head] == nullptr) return 0;
+  const int d = part.head_dim;
+  std::vector<float> u(part.rotations[head], part.rotations[head] + static_cast<size_t>(d) * d);
+  if (transposed) {
+    for (int i = 0; i < d; ++i) {
+      for (int j = 0; j < i; ++j) std::swap(u[i * d + j], u[j * d + i]);
+    }
+  }
+  return Append(buffer, u.data(), u.size());
+}
+
+uint32_t AppendProgram(const PartProgram& k, const PartProgram& v, HeadProgram header,
+                       std::vector<uint8_t>* buffer) {
+  std::vector<uint8_t> program;
+  header.steps = static_cast<uint16_t>(k.steps.size() + v.steps.size());
+  header.v_step = static_cast<uint16_t>(k.steps.size());
+  header.k_copies = static_cast<uint16_t>(k.copies.size());
+  header.v_copies = static_cast<uint16_t>(v.copies.size());
+  header.k_bands = static_cast<uint16_t>(k.bands.size());
+  header.v_bands = static_cast<uint16_t>(v.bands.size());
+  header.k_chunks = static_cast<uint16_t>(k.chunks);
+  header.v_chunks = static_cast<uint16_t>(v.chunks);
+  header.k_blocks = static_cast<uint16_t>(k.largest_m > 1 ? (k.largest_m + 15) / 16 : 0);
+  header.v_blocks = static_cast<uint16_t>(std::max(1, (v.largest_m + 15) / 16));
+  Append(&program, &header, 1);
+  std::vector<Step> steps = k.steps;
+  steps.insert(steps.end(), v.steps.begin(), v.steps.end());
+  Append(&program, steps.data(), steps.size());
+  std::vector<SmallCopy> copies = k.copies;
+  copies.insert(copies.end(), v.copies.begin(), v.copies.end());
+  header.copies = Append(&program, copies.data(), copies.size());
+  std::vector<SmallBand> bands = k.bands;
+  bands.insert(bands.end(), v.bands.begin(), v.bands.end());
+  header.bands = Append(&program, bands.data(), bands.size());
+  program.resize(AlignUp(static_cast<int64_t>(program.size())));
+  header.bytes = static_cast<uint32_t>(program.size());
+  std::memcpy(program.data(), &header, sizeof(header));
+  return Append(buffer, program.data(), program.size());
+}
+
+}  // namespace
+
+std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector<uint8_t>* buffer,
+                               AttentionPlanView* view) {
+  for (const PartView* part : {&k, &v}) {
+    if (std::string fault = CheckPart(*part); !fault.empty()) return fault;
+  }
+  if (k.kv_heads != v.kv_heads || k.head_dim != v.head_dim ||
+      k.segment_tokens != v.segment_tokens) {
+    return "K and V differ in heads, dimension or segment length";
+  }
+  *view = {};
+  buffer->clear();
+  view->kv_heads = k.kv_heads;
+  view->head_dim = k.head_dim;
+  view->segment_tokens = k.segment_tokens;
+  view->slot_bytes = 2048;
+
+  std::vector<uint32_t> programs(k.kv_heads);
+  buffer->resize(AlignUp(4 * k.kv_heads));
+  int largest_m = 1;
+  int64_t bytes = 0;
+  for (int head = 0; head < k.kv_heads; ++head) {
+    PartProgram parts[2];
+    HeadProgram header = {};
+    const PartView* const views[2] = {&k, &v};
+    for (int p = 0; p < 2; ++p) {
+      if (std::string fault = BuildPart(*views[p], head, p == 0, &parts[p]); !fault.empty()) {
+        return fault;
+      }
+      largest_m = std::max(largest_m, parts[p].largest_m);
+      for (const Step& step : parts[p].steps) {
+        if (step.bits == 3 && k.segment_tokens >= 512) view->slot_bytes = 4096;
+      }
+      bytes += parts[p].payload_bytes;
+    }
+    header.k_channels = Append(buffer, parts[0].channels.data(), parts[0].channels.size());
+    header.v_channels = Append(buffer, parts[1].channels.data(), parts[1].channels.size());
+    header.k_rotation = AppendRotation(k, head, /*transposed=*/false, buffer);
+    header.v_rotation = AppendRotation(v, head, /*transposed=*/true, buffer);
+    view->k_rotated |= header.k_rotation != 0;
+    view->v_rotated |= header.v_rotation != 0;
+    const size_t before = buffer->size();
+    programs[head] = AppendProgram(parts[0], parts[1], header, buffer);
+    view->program_bytes =
+        std::max(view->program_bytes, static_cast<int32_t>(AlignUp(buffer->size() - before)));
+    view->k_small_bytes = std::max(view->k_small_bytes, parts[0].small_bytes + kSmallSlack);
+    view->v_small_bytes = std::max(view->v_small_bytes, parts[1].small_bytes + kSmallSlack);
+    view->k_chunks = std::max(view->k_chunks, parts[0].chunks);
+    view->v_chunks = std::max(view->v_chunks, parts[1].chunks);
+  }
+  std::memcpy(buffer->data(), programs.data(), programs.size() * 4);
+
+  view->basis_blocks = largest_m <= 8 ? 0 : largest_m <= 16 ? 1 : largest_m <= 32 ? 2 : 4;
+  // Both parts of a layer have one basis; the one with more columns speaks for both.
+  const PartView& basis = k.columns >= v.columns ? k : v;
+  const BasisTables tables(basis, view->basis_blocks);
+  const std::vector<uint32_t> scores = tables.Scores();
+  view->k_basis = static_cast<int32_t>(Append(buffer, scores.data(), scores.size()));
+  const std::vector<uint32_t> weights = tables.Weights();
+  view->v_basis = static_cast<int32_t>(Append(buffer, weights.data(), weights.size()));
+
+  // Bytes decide what a unit costs, but it has a floor: 1,400 instructions.
+  const int64_t unit = bytes / k.kv_heads / std::max(1, k.segment_tokens / kUnitTokens);
+  view->segment_cost = static_cast<int32_t>(std::max<int64_t>(unit, 6000) / 500);
+  view->page_cost = std::max(1, 64 * 4 * k.head_dim / 500);
+  view->bytes = static_cast<int64_t>(buffer->size());
+  return "";
+}
+
+}  // namespace fourierkv::kernels

@@ -1,0 +1,93 @@
+// What a plan's buffer holds. A warp of the attention kernel handles one unit, 256 tokens of one
+// head of one compact segment, in steps; each step needs one copy from the payload, which was
+// started some steps before.
+
+#pragma once
+
+#include <cstdint>
+
+namespace fourierkv::kernels {
+
+// A unit's tokens in the order of the format's 4-bit words: with P = S / 8, unit s of a segment has
+// the tokens t = P k + 32 s + q, k < 8, q < 32 (and q < 16 if S = 128, where half a unit is void).
+// Lanes are numbered 4 r + c, as the operands of mma instructions are: in scores, lane (r, c) has
+// the q = 4 r + b, b < 4, of its channels; in outputs the q = 8 c + b and 8 c + 4 + b.
+inline constexpr int kUnitTokens = 256;
+inline constexpr int kChunk = 16;  // channels
+inline constexpr int kMaxHeadDim = 256;
+inline constexpr int kMaxBasisBlocks = 4;
+
+enum StepKind : uint8_t {
+  kIdle,      // nothing: keeps copies far enough behind what they overwrite
+  kSmall,     // coefficients, scales and offsets of all bands of the part
+  kResident,  // 16 resident channels, or with 8 and 16 bits part of their tokens
+};
+
+struct Step {
+  uint8_t kind;
+  uint8_t bits;
+  uint8_t valid;  // channels, 1 to 16
+  uint8_t chunk;  // of the part's chunks
+  uint8_t run;    // 8 bits: 0 or 1, which half of the tokens; 16 bits: 0 to 3
+  uint8_t reserved[3];
+  uint16_t scale;  // of the chunk's first channel, in the small data
+  uint16_t zero;
+  uint32_t source;  // offset of the chunk's words or bytes in the payload
+  uint32_t high;    // 3 bits: of the upper bits
+  uint32_t reserved2;
+};
+static_assert(sizeof(Step) == 24);
+
+// One contiguous piece of small data.
+struct SmallCopy {
+  uint32_t source;  // offset in the payload, a multiple of 16
+  uint16_t target;  // offset in the part's small data, a multiple of 16
+  uint16_t bytes;   // a multiple of 16
+};
+
+enum BandKind : uint8_t { kSpectral8, kSpectral16, kScaled, kPlain };
+
+// A band, as far as it is worked on from small data.
+struct SmallBand {
+  uint8_t kind;
+  uint8_t chunks;
+  uint8_t first_chunk;
+  uint8_t coefficients;  // M
+  uint16_t channels;
+  uint16_t scale;  // offsets in the small data
+  uint16_t data;   // coefficients; of kScaled the offsets
+  uint16_t reserved;
+};
+static_assert(sizeof(SmallBand) == 12);
+
+// A head's program; what follows it are Step[steps], SmallCopy[k_copies + v_copies], SmallBand[
+// k_bands + v_bands]. Copied to shared memory as it is.
+struct HeadProgram {
+  uint32_t bytes;   // of all this, a multiple of 16
+  uint16_t steps;   // of K, then of V; each starts with a kSmall step
+  uint16_t v_step;  // the first of V
+  uint16_t k_copies;
+  uint16_t v_copies;
+  uint16_t k_bands;
+  uint16_t v_bands;
+  uint16_t k_chunks;
+  uint16_t v_chunks;
+  uint16_t k_blocks;  // of 16 columns of the basis that K's coefficients need beyond the first
+  uint16_t v_blocks;  // column; V needs one at least, for the softmax's sum
+  uint32_t copies;    // offset of SmallCopy[] from the program's start
+  uint32_t bands;     // offset of SmallBand[]
+  // Offsets in the plan of i16[chunks][16]: channel ids, -1 where there is none. Those of V as they
+  // stand in the bands; those of K as four values of lane column c = 0, four of c = 1, ...
+  uint32_t k_channels;
+  uint32_t v_channels;
+  uint32_t k_rotation;  // offset in the plan of f32 U[head_dim][head_dim]; 0: none
+  uint32_t v_rotation;  // transposed
+};
+static_assert(sizeof(HeadProgram) == 48);
+
+// Basis values are stored as fp16, times 16, and once more times 16 where k is odd: 4-bit integers
+// of odd k are used where they stand, four bits up. Column 0, a constant, is left out of scores
+// (float takes care of it) and is 1 in weights, which gives the sum of the softmax.
+inline constexpr float kBasisScale = 16.0f;
+
+}  // namespace fourierkv::kernels

@@ -1,0 +1,401 @@
+// Scores of one unit: basis (C_K q) + K_R q, for up to 8 query heads at once. docs/kernels.md.
+
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention_copies.cuh"
+#include "kernels/attention_program.h"
+#include "kernels/mma.cuh"
+
+namespace fourierkv::kernels {
+
+// acc[4 b + j]: scores of the tokens (q = 4 r + b, k = 2 j) of heads 2 c, 2 c + 1, then those of
+// k = 2 j + 1 times 16, all times 2^(exponent - 24).
+using ScoreTiles = float[16][4];
+
+// Keeps the values of a chunk's channels 0 .. valid - 1 of this lane: `first` is its first.
+__device__ __forceinline__ void DropBeyond(float (&x)[4], int first, int stride, int valid) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (first + stride * i >= valid) x[i] = 0;
+  }
+}
+
+__device__ __forceinline__ uint32_t LoadU16(const uint8_t* at) {
+  return *reinterpret_cast<const uint16_t*>(at);
+}
+__device__ __forceinline__ float LoadBf16(const uint8_t* at) {
+  return __uint_as_float(LoadU16(at) << 16);
+}
+
+// Four bytes from any address in shared memory. May read up to three bytes before and seven behind.
+__device__ __forceinline__ uint32_t LoadBytes(const uint8_t* at) {
+  const auto address = reinterpret_cast<uintptr_t>(at);
+  const auto* words = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
+  return __funnelshift_r(words[0], words[1], 8 * static_cast<int>(address & 3));
+}
+
+// A power of two as float. Requires -126 <= exponent <= 127.
+__device__ __forceinline__ float PowerOfTwo(int exponent) {
+  return __uint_as_float(static_cast<uint32_t>(exponent + 127) << 23);
+}
+
+// The least e with x < 2^e, for x >= 0; -126 or less for tiny values.
+__device__ __forceinline__ int ExponentAbove(float x) {
+  return static_cast<int>(__float_as_uint(x) >> 23) - 126;
+}
+
+// Four queries as pairs of bf16 and what is left of them: 16 bits in all.
+struct SplitQuery {
+  uint32_t high[2];
+  uint32_t low[2];
+
+  __device__ __forceinline__ explicit SplitQuery(const float4& q) {
+    high[0] = PackBf16(q.x, q.y);
+    high[1] = PackBf16(q.z, q.w);
+    low[0] = PackBf16(q.x - LowBf16(high[0]), q.y - HighBf16(high[0]));
+    low[1] = PackBf16(q.z - LowBf16(high[1]), q.w - HighBf16(high[1]));
+  }
+};
+
+// What scores are begun with, for one warp and unit.
+template <int kBlocks>
+class ScoreStart {
+ public:
+  static constexpr int kCount = kBlocks == 0 ? 1 : kBlocks;
+
+  __device__ __forceinline__ ScoreStart(const uint8_t* small, const SmallBand* bands, int count,
+                                        const float4* queries, int lane)
+      : small_(small), queries_(queries), lane_(lane), r_(lane >> 2), c_(lane & 3) {
+    uint32_t largest_coefficient = 0;  // scales, as bf16 bits: order of values is order of bits
+    uint32_t largest_resident = 0;
+    for (int b = 0; b < count; ++b) {
+      const SmallBand band = bands[b];
+      if (band.kind == kSpectral8) {
+        largest_coefficient = max(largest_coefficient, LargestScale(band));
+      } else if (band.kind == kScaled) {
+        largest_resident = max(largest_resident, LargestScale(band));
+      }
+    }
+    largest_coefficient = __reduce_max_sync(~0u, largest_coefficient);
+    resident_exponent_ = static_cast<int>(__reduce_max_sync(~0u, largest_resident) >> 7) - 126;
+    const int shift = ClampExponent(14 + 126 - static_cast<int>(largest_coefficient >> 7));
+    const float factor = PowerOfTwo(shift);
+    for (int b = 0; b < count; ++b) {
+      const SmallBand band = bands[b];
+      if (band.kind == kSpectral8) {
+        for (int i = 0; i < band.chunks; ++i) AddScaledChunk(band, i, factor);
+      } else if (band.kind == kSpectral16) {
+        for (int i = 0; i < band.chunks; ++i) AddPlainChunk(band, i);
+      } else if (band.kind == kScaled) {
+        for (int i = 0; i < band.chunks; ++i) AddOffsets(band, i);
+      }
+    }
+    const float unscale = PowerOfTwo(-shift);
+#pragma unroll
+    for (int block = 0; block < kCount; ++block) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) plain_[block][i] += scaled_[block][i] * unscale;
+    }
+  }
+
+  // Fills `acc` and returns the exponent. `constant` is the basis's first column.
+  __device__ __forceinline__ int Begin(ScoreTiles& acc, float constant, const uint8_t* basis,
+                                       int blocks) {
+    const float mean0 = __shfl_sync(~0u, plain_[0][0], c_) * constant + offsets_[0];
+    const float mean1 = __shfl_sync(~0u, plain_[0][1], c_) * constant + offsets_[1];
+    float largest = 0;
+#pragma unroll
+    for (int block = 0; block < kCount; ++block) {
+      if (block == 0 && r_ == 0) {
+        plain_[0][0] = plain_[0][1] = 0;
+      }
+      largest = fmaxf(largest, fmaxf(fabsf(plain_[block][0]), fabsf(plain_[block][1])));
+      if (kBlocks > 0) {
+        largest = fmaxf(largest, fmaxf(fabsf(plain_[block][2]), fabsf(plain_[block][3])));
+      }
+    }
+    // Operands are kept below 2^15: scales times 2^exponent, coefficients times 2^(exponent - 28).
+    const int need = max(resident_exponent_, ExponentAbove(largest) - 28);
+    const int exponent = ClampExponent(14 - __reduce_max_sync(~0u, need));
+    const float unit = PowerOfTwo(exponent - 24);
+#pragma unroll
+    for (int t = 0; t < 16; ++t) {
+      acc[t][0] = mean0 * unit;
+      acc[t][1] = mean1 * unit;
+      acc[t][2] = mean0 * unit * 16.0f;
+      acc[t][3] = mean1 * unit * 16.0f;
+    }
+    const float to_operand = unit / kBasisScale;
+#pragma unroll
+    for (int block = 0; block < kCount; ++block) {
+      if (block >= blocks) break;
+      const uint32_t b0 =
+          Transpose8x8(PackF16(plain_[block][0] * to_operand, plain_[block][1] * to_operand));
+      if (kBlocks == 0) {
+        const auto* table = reinterpret_cast<const uint2*>(basis) + lane_;
+#pragma unroll
+        for (int t = 0; t < 16; ++t) {
+          const uint2 a = __ldg(table + 32 * t);
+          MmaF16K8(acc[t], a.x, a.y, b0);
+        }
+      } else {
+        const uint32_t b1 =
+            Transpose8x8(PackF16(plain_[block][2] * to_operand, plain_[block][3] * to_operand));
+        const auto* table = reinterpret_cast<const uint4*>(basis) + block * 512 + lane_;
+#pragma unroll
+        for (int t = 0; t < 16; ++t) {
+          const uint4 a = __ldg(table + 32 * t);
+          MmaF16(acc[t], a.x, a.y, a.z, a.w, b0, b1);
+        }
+      }
+    }
+    return exponent;
+  }
+
+ private:
+  static __device__ __forceinline__ int ClampExponent(int exponent) {
+    return min(max(exponent, -100), 100);
+  }
+
+  __device__ __forceinline__ uint32_t LargestScale(const SmallBand& band) const {
+    uint32_t largest = 0;
+    for (int j = lane_; j < band.channels; j += 32) {
+      largest = max(largest, LoadU16(small_ + band.scale + 2 * j));
+    }
+    return largest;
+  }
+
+  // C_K q over 16 channels of int8 coefficients, times `factor`.
+  __device__ __forceinline__ void AddScaledChunk(const SmallBand& band, int i, float factor) {
+    const float4 q = queries_[(band.first_chunk + i) * 32 + lane_];
+    const uint2 pairs = *reinterpret_cast<const uint2*>(small_ + band.scale + 32 * i + 8 * c_);
+    float scaled[4] = {q.x * LowBf16(pairs.x) * factor, q.y * HighBf16(pairs.x) * factor,
+                       q.z * LowBf16(pairs.y) * factor, q.w * HighBf16(pairs.y) * factor};
+    const int valid = band.channels - kChunk * i;
+    if (valid < kChunk) DropBeyond(scaled, 4 * c_, 1, valid);
+    const uint32_t b0 = PackF16(scaled[0], scaled[1]);
+    const uint32_t b1 = PackF16(scaled[2], scaled[3]);
+    const uint8_t* row = small_ + band.data + r_ * band.channels + kChunk * i + 4 * c_;
+#pragma unroll
+    for (int block = 0; block < kCount; ++block) {
+      const int m = 16 * block + r_;
+      if (16 * block >= band.coefficients) break;
+      uint32_t a[4] = {0, 0, 0, 0};
+      if (m < band.coefficients) Integers(row + 16 * block * band.channels, &a[0], &a[2]);
+      if (kBlocks > 0 && m + 8 < band.coefficients) {
+        Integers(row + (16 * block + 8) * band.channels, &a[1], &a[3]);
+      }
+      MmaF16(scaled_[block], a[0], a[1], a[2], a[3], b0, b1);
+    }
+  }
+
+  // Four int8 as pairs of fp16: 1024 + (c + 128) - 1152.
+  static __device__ __forceinline__ void Integers(const uint8_t* at, uint32_t* first,
+                                                  uint32_t* second) {
+    const uint32_t bytes = LoadBytes(at) ^ 0x80808080u;
+    *first = SubF16(__byte_perm(bytes, 0x64646464u, 0x4140), 0x64806480u);
+    *second = SubF16(__byte_perm(bytes, 0x64646464u, 0x4342), 0x64806480u);
+  }
+
+  // The same of bf16 coefficients.
+  __device__ __forceinline__ void AddPlainChunk(const SmallBand& band, int i) {
+    const SplitQuery q(queries_[(band.first_chunk + i) * 32 + lane_]);
+    const int valid = band.channels - kChunk * i;
+    const uint8_t* row = small_ + band.data + 2 * (r_ * band.channels + kChunk * i + 4 * c_);
+#pragma unroll
+    for (int block = 0; block < kCount; ++block) {
+      const int m = 16 * block + r_;
+      if (16 * block >= band.coefficients) break;
+      uint32_t a[4] = {0, 0, 0, 0};
+      if (m < band.coefficients) {
+        Halves(row + 32 * block * band.channels, valid, &a[0], &a[2]);
+      }
+      if (kBlocks > 0 && m + 8 < band.coefficients) {
+        Halves(row + (32 * block + 16) * band.channels, valid, &a[1], &a[3]);
+      }
+      MmaBf16(plain_[block], a[0], a[1], a[2], a[3], q.high[0], q.high[1]);
+      MmaBf16(plain_[block], a[0], a[1], a[2], a[3], q.low[0], q.low[1]);
+    }
+  }
+
+  __device__ __forceinline__ void Halves(const uint8_t* at, int valid, uint32_t* first,
+                                         uint32_t* second) const {
+    const auto* values = reinterpret_cast<const uint16_t*>(at);
+    uint32_t x[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = 4 * c_ + i < valid ? values[i] : 0u;
+    *first = x[0] | x[1] << 16;
+    *second = x[2] | x[3] << 16;
+  }
+
+  // Offsets of resident channels do not depend on the token: sum of offset q, in every row.
+  __device__ __forceinline__ void AddOffsets(const SmallBand& band, int i) {
+    const SplitQuery q(queries_[(band.first_chunk + i) * 32 + lane_]);
+    const int valid = band.channels - kChunk * i;
+    const uint8_t* at = small_ + band.data + 2 * (kChunk * i + c_);
+    uint32_t x[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x[k] = c_ + 4 * k < valid ? LoadU16(at + 8 * k) : 0u;
+    const uint32_t a0 = x[0] | x[1] << 16;
+    const uint32_t a2 = x[2] | x[3] << 16;
+    MmaBf16(offsets_, a0, 0, a2, 0, q.high[0], q.high[1]);
+    MmaBf16(offsets_, a0, 0, a2, 0, q.low[0], q.low[1]);
+  }
+
+  const uint8_t* small_;
+  const float4* queries_;
+  int lane_, r_, c_;
+  int resident_exponent_;
+  float scaled_[kCount][4] = {};
+  float plain_[kCount][4] = {};
+  float offsets_[4] = {};
+};
+
+// Residents' queries times scales and 2^exponent, as the B operand of a chunk.
+__device__ __forceinline__ void ScaledQueries(const Step& step, const uint8_t* small,
+                                              const float4* queries, int exponent, int lane,
+                                              uint32_t* b0, uint32_t* b1) {
+  const int c = lane & 3;
+  const float4 q = queries[step.chunk * 32 + lane];
+  const float factor = PowerOfTwo(exponent);
+  const uint8_t* at = small + step.scale + 2 * c;
+  float scaled[4] = {q.x * LoadBf16(at) * factor, q.y * LoadBf16(at + 8) * factor,
+                     q.z * LoadBf16(at + 16) * factor, q.w * LoadBf16(at + 24) * factor};
+  if (step.valid < kChunk) DropBeyond(scaled, c, 4, step.valid);
+  *b0 = PackF16(scaled[0], scaled[1]);
+  *b1 = PackF16(scaled[2], scaled[3]);
+}
+
+// Integers are used as the bits of subnormal fp16, which means n 2^-24: nibbles of even k where
+// they stand, those of odd k four bits up, hence 16 times as large.
+template <int kBits, int kLogS>
+__device__ __forceinline__ void ScoreWords(ScoreTiles& acc, const uint8_t* slot,
+                                           SegmentShape<kLogS> shape, int unit, int lane,
+                                           uint32_t b0, uint32_t b1) {
+  constexpr uint32_t kEven = kBits == 2 ? 0x00030003u : 0x000f000fu;
+  constexpr uint32_t kOdd = kEven << 4;
+  const int r = lane >> 2;
+  const int c = lane & 3;
+  uint4 words[4];
+#pragma unroll
+  for (int x = 0; x < 4; ++x) {
+    words[x] = LoadNibbles<false, kBits>(slot, shape, c + 4 * x, 8 * unit + r);
+  }
+#pragma unroll
+  for (int b = 0; b < 4; ++b) {
+    const uint32_t w0 = Component(words[0], b), w1 = Component(words[1], b);
+    const uint32_t w2 = Component(words[2], b), w3 = Component(words[3], b);
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) {
+      const int halves = j == 0 ? 0x5410 : 0x7632;
+      const uint32_t first = __byte_perm(w0, w1, halves);
+      const uint32_t second = __byte_perm(w2, w3, halves);
+      MmaF16(acc[4 * b + j], first & kEven, first & kOdd, second & kEven, second & kOdd, b0, b1);
+      MmaF16(acc[4 * b + j + 1], (first >> 8) & kEven, (first >> 8) & kOdd, (second >> 8) & kEven,
+             (second >> 8) & kOdd, b0, b1);
+    }
+  }
+}
+
+// Byte `b` of two words as a pair of subnormal fp16; with kOdd 16 times as large, as 2^-10 + n
+// 2^-20 less 2^-10.
+template <bool kOdd>
+__device__ __forceinline__ uint32_t BytePair(uint32_t low, uint32_t high, int b) {
+  const uint32_t pair = __byte_perm(low, high, b | (4 + b) << 8);
+  if (!kOdd) return pair & 0x00ff00ffu;
+  return SubF16((pair & 0x00ff00ffu) | 0x14001400u, 0x14001400u);
+}
+
+template <int kRun, int kLogS>
+__device__ __forceinline__ void ScoreBytes(ScoreTiles& acc, const uint8_t* slot, int lane,
+                                           uint32_t b0, uint32_t b1) {
+  const int r = lane >> 2;
+  const int c = lane & 3;
+#pragma unroll
+  for (int pair = 0; pair < 2; ++pair) {  // k = 4 kRun + 2 pair, and the next
+    uint32_t even[4], odd[4];
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      const uint8_t* row = slot + (c + 4 * x) * 128;
+      const int piece = 4 * pair + (r >> 2);
+      even[x] = *reinterpret_cast<const uint32_t*>(row + ((piece ^ (c << 1)) << 4) + (r & 3) * 4);
+      odd[x] =
+          *reinterpret_cast<const uint32_t*>(row + (((piece + 2) ^ (c << 1)) << 4) + (r & 3) * 4);
+    }
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+      MmaF16(acc[4 * b + 2 * kRun + pair], BytePair<false>(even[0], even[1], b),
+             BytePair<true>(odd[0], odd[1], b), BytePair<false>(even[2], even[3], b),
+             BytePair<true>(odd[2], odd[3], b), b0, b1);
+    }
+  }
+}
+
+// bf16 values times 16: four more in the exponent. (Zero becomes 2^-123, which is nothing.)
+__device__ __forceinline__ uint32_t Times16(uint32_t pair) { return pair + 0x02000200u; }
+
+template <int kRun>
+__device__ __forceinline__ void ScoreHalves(ScoreTiles& acc, const uint8_t* slot, int lane,
+                                            const SplitQuery& q) {
+  const int r = lane >> 2;
+  const int c = lane & 3;
+  uint2 even[4], odd[4];  // k = 2 kRun, 2 kRun + 1
+#pragma unroll
+  for (int x = 0; x < 4; ++x) {
+    const uint8_t* row = slot + (c + 4 * x) * 128 + (r & 1) * 8;
+    even[x] = *reinterpret_cast<const uint2*>(row + (((r >> 1) ^ (c << 1)) << 4));
+    odd[x] = *reinterpret_cast<const uint2*>(row + (((4 + (r >> 1)) ^ (c << 1)) << 4));
+  }
+#pragma unroll
+  for (int b = 0; b < 4; ++b) {
+    const int halves = b % 2 == 0 ? 0x5410 : 0x7632;
+    const auto pair = [&](const uint2& x, const uint2& y) {
+      return b < 2 ? __byte_perm(x.x, y.x, halves) : __byte_perm(x.y, y.y, halves);
+    };
+    const uint32_t a0 = pair(even[0], even[1]), a2 = pair(even[2], even[3]);
+    const uint32_t a1 = Times16(pair(odd[0], odd[1])), a3 = Times16(pair(odd[2], odd[3]));
+    MmaBf16(acc[4 * b + kRun], a0, a1, a2, a3, q.high[0], q.high[1]);
+    MmaBf16(acc[4 * b + kRun], a0, a1, a2, a3, q.low[0], q.low[1]);
+  }
+}
+
+// Adds one resident step.
+template <int kLogS>
+__device__ __forceinline__ void ScoreStep(ScoreTiles& acc, const Step& step, const uint8_t* slot,
+                                          const uint8_t* small, const float4* queries,
+                                          SegmentShape<kLogS> shape, int unit, int exponent,
+                                          int lane) {
+  if (step.bits == 16) {
+    float4 q = queries[step.chunk * 32 + lane];
+    const float factor = PowerOfTwo(exponent - 24);
+    q = {q.x * factor, q.y * factor, q.z * factor, q.w * factor};
+    const SplitQuery split(q);
+    switch (step.run) {
+      case 0:
+        return ScoreHalves<0>(acc, slot, lane, split);
+      case 1:
+        return ScoreHalves<1>(acc, slot, lane, split);
+      case 2:
+        return ScoreHalves<2>(acc, slot, lane, split);
+      default:
+        return ScoreHalves<3>(acc, slot, lane, split);
+    }
+  }
+  uint32_t b0, b1;
+  ScaledQueries(step, small, queries, exponent, lane, &b0, &b1);
+  switch (step.bits) {
+    case 2:
+      return ScoreWords<2>(acc, slot, shape, unit, lane, b0, b1);
+    case 3:
+      return ScoreWords<3>(acc, slot, shape, unit, lane, b0, b1);
+    case 4:
+      return ScoreWords<4>(acc, slot, shape, unit, lane, b0, b1);
+    default:
+      if (step.run == 0) return ScoreBytes<0, kLogS>(acc, slot, lane, b0, b1);
+      return ScoreBytes<1, kLogS>(acc, slot, lane, b0, b1);
+  }
+}
+
+}  // namespace fourierkv::kernels
