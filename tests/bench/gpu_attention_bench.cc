@@ -67,8 +67,7 @@ absl::StatusOr<MemoryRates> MeasureMemory(int repeat) {
   if (!cleared.ok()) return cleared;
   const absl::StatusOr<LaunchTiming> copy = TimeLaunches(
       [&](int64_t, cudaStream_t stream) {
-        return cudaMemcpyAsync(target->data(), source->data(), kBytes, cudaMemcpyDeviceToDevice,
-                               stream);
+        return LaunchCopyProbe(target->data(), source->data(), kBytes, stream);
       },
       1, repeat);
   if (!copy.ok()) return copy.status();
