@@ -44,6 +44,7 @@ struct Flags {
   double top_p = 1;
   uint64_t seed = 0;
   int threads = 0;
+  std::string device = "cpu";
   double timeout_seconds = 600;
   std::string output = "text";
 };
@@ -266,6 +267,7 @@ absl::Status Generate(const Flags& flags) {
   options.model_dir = flags.model;
   options.profile = flags.profile;
   options.threads = flags.threads;
+  options.device = flags.device;
   absl::StatusOr<std::unique_ptr<LocalStack>> stack = LocalStack::Start(options);
   if (!stack.ok()) return stack.status();
   return generation.Run((*stack)->prefill(), (*stack)->decode());
@@ -330,6 +332,8 @@ void DeclareGenerate(CLI::App& app, Command& chosen) {
       ->check(CLI::Range(1e-6, 1.0))
       ->capture_default_str();
   command->add_option("--seed", flags->seed, "Seed of the sampler")->capture_default_str();
+  command->add_option("--device", flags->device, "Compute backend of a service started here")
+      ->capture_default_str();
   command->add_option("--threads", flags->threads, "Compute threads of each process; 0: all")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

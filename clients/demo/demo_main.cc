@@ -24,6 +24,7 @@ struct Flags {
   uint64_t seed = 1;
   int recent_window = 256;
   int threads = 0;
+  std::string device = "cpu";
   std::string output = "table";
 };
 
@@ -47,6 +48,8 @@ void Declare(CLI::App& app, Flags& flags) {
       ->capture_default_str();
   app.add_option("--threads", flags.threads, "Compute threads of each process; 0: all")
       ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--device", flags.device, "Compute backend of each process")
       ->capture_default_str();
   app.add_option("--output", flags.output, "table or json")
       ->check(CLI::IsMember({"table", "json"}))
@@ -75,6 +78,7 @@ absl::StatusOr<bool> Demonstrate(const Flags& flags) {
   options.profile = flags.profile;
   options.recent_window = flags.recent_window;
   options.threads = flags.threads;
+  options.device = flags.device;
   absl::StatusOr<std::unique_ptr<LocalStack>> stack = LocalStack::Start(options);
   if (!stack.ok()) return stack.status();
   std::fprintf(stderr, "server %s, prefill %s, decode %s\n", (*stack)->server().c_str(),

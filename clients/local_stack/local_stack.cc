@@ -70,14 +70,15 @@ absl::StatusOr<std::unique_ptr<LocalStack>> LocalStack::Start(const LocalStackOp
   absl::StatusOr<std::string> server =
       stack->Launch("fourierkv-server",
                     {"--listen", "127.0.0.1:0", "--memory", options.memory, "--threads", threads,
-                     "--drain-seconds", kDrainSeconds},
+                     "--device", options.device, "--drain-seconds", kDrainSeconds},
                     deadline);
   if (!server.ok()) return server.status();
   stack->server_ = *server;
   std::vector<std::string> arguments = {
       "--listen",        "127.0.0.1:0",     "--server",        *server,
       "--model",         options.model_dir, "--threads",       threads,
-      "--drain-seconds", kDrainSeconds,     "--recent-window", absl::StrCat(options.recent_window)};
+      "--drain-seconds", kDrainSeconds,     "--recent-window", absl::StrCat(options.recent_window),
+      "--device",        options.device};
   if (!options.profile.empty()) {
     arguments.push_back("--profile");
     arguments.push_back(options.profile);

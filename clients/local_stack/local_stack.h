@@ -19,6 +19,7 @@ struct LocalStackOptions {
   std::string profile;  // as the workers' --profile
   int recent_window = 1024;
   int threads = 0;
+  std::string device = "cpu";  // of all three
   std::string memory = "4GB";
   absl::Duration start_timeout = absl::Minutes(2);
 };
