@@ -1,0 +1,110 @@
+#include "compute/cache/cuda/device_kv_cache.h"
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "compute/cache/compact_kv_cache.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr int64_t kMaxRecentWindow = int64_t{1} << 20;
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DeviceKvCache>> DeviceKvCache::Create(
+    std::shared_ptr<DeviceKvPool> pool, const DeviceCacheOptions& options) {
+  if (options.recent_window < 0 || options.recent_window > kMaxRecentWindow) {
+    return absl::InvalidArgumentError(absl::StrCat("recent_window is ", options.recent_window,
+                                                   "; it must be 0 to ", kMaxRecentWindow));
+  }
+  if (options.max_tokens < 1 || options.max_tokens > kMaxCacheTokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_tokens is ", options.max_tokens, "; it must be 1 to ", kMaxCacheTokens));
+  }
+  if (!(options.max_relative_error >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("max_relative_error is ",
+                                                   options.max_relative_error,
+                                                   "; it must be a number of at least 0"));
+  }
+  return std::unique_ptr<DeviceKvCache>(new DeviceKvCache(std::move(pool), options));
+}
+
+DeviceKvCache::DeviceKvCache(std::shared_ptr<DeviceKvPool> pool, const DeviceCacheOptions& options)
+    : pool_(std::move(pool)), options_(options) {
+  Changed();
+}
+
+DeviceKvCache::~DeviceKvCache() {
+  for (const int32_t block : blocks_) pool_->GiveBackBlock(block);
+  for (const int32_t slot : slots_) pool_->GiveBackSlot(slot);
+}
+
+void DeviceKvCache::Changed() {
+  static std::atomic<uint64_t> changes = 0;
+  version_ = ++changes;
+}
+
+CacheStats DeviceKvCache::stats() const {
+  const KvGeometry& g = pool_->geometry();
+  const auto compact = static_cast<int64_t>(slots_.size());
+  return {.exact_tokens = exact_tokens(),
+          .compact_segments = compact,
+          .exact_inside = exact_inside_,
+          .exact_bytes = g.DenseBytes(exact_tokens()),
+          .compact_bytes = compact * pool_->profile().layout().SegmentPayloadBytes(),
+          .dense_bytes = g.DenseBytes(length_)};
+}
+
+int64_t DeviceKvCache::bytes() const {
+  return static_cast<int64_t>(blocks_.size()) * pool_->block_bytes() +
+         static_cast<int64_t>(slots_.size()) * pool_->slot_bytes();
+}
+
+absl::Status DeviceKvCache::Reserve(int64_t tokens) {
+  if (tokens < 0 || tokens > options_.max_tokens - length_) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the cache holds ", length_, " tokens and cannot take ", tokens,
+                     " more: its capacity is ", options_.max_tokens));
+  }
+  const int64_t segment = pool_->segment_tokens();
+  while (static_cast<int64_t>(blocks_.size()) * segment < exact_tokens() + tokens) {
+    absl::StatusOr<int32_t> block = pool_->TakeBlock();
+    if (!block.ok()) return block.status();
+    blocks_.push_back(*block);
+    Changed();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeviceKvCache::Advance(int64_t tokens) {
+  const int64_t room =
+      static_cast<int64_t>(blocks_.size()) * pool_->segment_tokens() - exact_tokens();
+  if (tokens < 1 || tokens > room) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("Advance by ", tokens, " tokens, but places for ", room, " are reserved"));
+  }
+  length_ += tokens;
+  return absl::OkStatus();
+}
+
+int64_t DeviceKvCache::SegmentsDue(int64_t more) const {
+  if (!options_.compact) return 0;
+  const int64_t wanted = CompactKvCache::CompactSegments(length_ + more, pool_->segment_tokens(),
+                                                         options_.recent_window);
+  return std::max<int64_t>(0, wanted - static_cast<int64_t>(slots_.size()) - exact_inside_);
+}
+
+void DeviceKvCache::SettleCompact(int32_t slot) {
+  const auto oldest = blocks_.begin() + unsettled_index();
+  pool_->GiveBackBlock(*oldest);
+  blocks_.erase(oldest);
+  slots_.push_back(slot);
+  Changed();
+}
+
+void DeviceKvCache::SettleExact() { ++exact_inside_; }
+
+}  // namespace fourierkv

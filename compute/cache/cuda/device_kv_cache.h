@@ -1,0 +1,90 @@
+// The KV cache of one sequence in device memory.
+
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "compute/cache/cuda/device_kv_pool.h"
+#include "compute/cache/fillable_kv_cache.h"
+
+namespace fourierkv {
+
+struct DeviceCacheOptions {
+  bool compact = true;           // false: everything stays exact
+  int64_t recent_window = 1024;  // W: at least so many of the last tokens stay exact; 0 to 2^20
+  int64_t max_tokens = 0;        // 1 to kMaxCacheTokens
+  // Segments in which any part of any layer has a larger measured error stay exact.
+  float max_relative_error = std::numeric_limits<float>::infinity();
+};
+
+// Which places of a pool a sequence has, by the same rules as CompactKvCache: segment 0 is exact,
+// and whenever more than W + S tokens are exact behind the compact part, the oldest S of them are
+// due to be encoded, which SegmentSealer does. The numbers are computed elsewhere: this is the book
+// that is kept. One thread, the pool's; gives its places back when destroyed, until when nothing on
+// the device may use them.
+class DeviceKvCache {
+ public:
+  // InvalidArgument for options out of bounds.
+  static absl::StatusOr<std::unique_ptr<DeviceKvCache>> Create(std::shared_ptr<DeviceKvPool> pool,
+                                                               const DeviceCacheOptions& options);
+  ~DeviceKvCache();
+  DeviceKvCache(const DeviceKvCache&) = delete;
+  DeviceKvCache& operator=(const DeviceKvCache&) = delete;
+
+  const DeviceKvPool& pool() const { return *pool_; }
+  float max_relative_error() const { return options_.max_relative_error; }
+
+  // Tokens whose KV is complete in every layer, i.e. the position of the next token.
+  int64_t length() const { return length_; }
+  int64_t exact_tokens() const { return length_ - compact_tokens(); }
+  int64_t compact_tokens() const {
+    return static_cast<int64_t>(slots_.size()) * pool_->segment_tokens();
+  }
+  CacheStats stats() const;
+  // Of the places that the sequence has taken from the pool.
+  int64_t bytes() const;
+
+  // Places for the next `tokens` tokens. ResourceExhausted beyond max_tokens or when the pool has
+  // no more blocks; what was taken by then stays reserved.
+  absl::Status Reserve(int64_t tokens);
+  // The next `tokens` tokens have been written to their places. FailedPrecondition if these were
+  // not reserved.
+  absl::Status Advance(int64_t tokens);
+
+  // Blocks of exact tokens in order of position, reserved ones included: positions from a multiple
+  // of S on, as many as there are. And compact segments in order of position.
+  const std::vector<int32_t>& blocks() const { return blocks_; }
+  const std::vector<int32_t>& slots() const { return slots_; }
+  // Differs whenever blocks() or slots() differ, also between caches.
+  uint64_t version() const { return version_; }
+
+  // How many segments are due to be encoded after `more` further tokens.
+  int64_t SegmentsDue(int64_t more = 0) const;
+  // The block of the i-th of them.
+  int32_t due_block(int64_t i) const { return blocks_[unsettled_index() + i]; }
+  // The oldest of them is now compact in `slot`, which the cache owns from then on; or it stays
+  // exact for good.
+  void SettleCompact(int32_t slot);
+  void SettleExact();
+
+ private:
+  DeviceKvCache(std::shared_ptr<DeviceKvPool> pool, const DeviceCacheOptions& options);
+
+  int64_t unsettled_index() const { return 1 + exact_inside_; }
+  void Changed();
+
+  const std::shared_ptr<DeviceKvPool> pool_;
+  const DeviceCacheOptions options_;
+  int64_t length_ = 0;
+  std::vector<int32_t> blocks_;  // the first, those that stay exact, those not settled
+  std::vector<int32_t> slots_;
+  int64_t exact_inside_ = 0;  // segments behind the first that stay exact
+  uint64_t version_ = 0;
+};
+
+}  // namespace fourierkv

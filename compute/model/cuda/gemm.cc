@@ -1,0 +1,176 @@
+#include "compute/model/cuda/gemm.h"
+
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "compute/backend/cuda/cuda_status.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // what cuBLAS recommends for Hopper
+constexpr int kCandidates = 16;
+
+absl::Status CublasStatus(cublasStatus_t status, absl::string_view what) {
+  if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+  const std::string message = absl::StrCat(what, ": ", cublasLtGetStatusString(status));
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) return absl::ResourceExhaustedError(message);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return absl::UnimplementedError(message);
+  return absl::InternalError(message);
+}
+
+// An event that destroys itself.
+class Event {
+ public:
+  Event() { status_ = CudaStatus(cudaEventCreate(&event_), "creating an event"); }
+  ~Event() {
+    if (event_ != nullptr) cudaEventDestroy(event_);
+  }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  const absl::Status& status() const { return status_; }
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+  absl::Status status_;
+};
+
+}  // namespace
+
+// cuBLAS is column-major: what it computes is y^T [out][rows] = w x^T, with w given transposed.
+struct Gemm::Plan {
+  Plan() = default;
+  ~Plan() {
+    if (operation != nullptr) cublasLtMatmulDescDestroy(operation);
+    for (cublasLtMatrixLayout_t layout : {w, x, y}) {
+      if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
+    }
+  }
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  absl::Status Describe(const GemmShape& shape) {
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const cudaDataType type = shape.output == GemmOutput::kBf16 ? CUDA_R_16BF : CUDA_R_32F;
+    const auto rows = static_cast<uint64_t>(shape.rows);
+    beta = shape.output == GemmOutput::kAddFloat ? 1.0f : 0.0f;
+    cublasStatus_t status = cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    if (status == CUBLAS_STATUS_SUCCESS) {
+      status = cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                              sizeof(transposed));
+    }
+    if (status == CUBLAS_STATUS_SUCCESS) {
+      status = cublasLtMatrixLayoutCreate(&w, CUDA_R_16BF, shape.in, shape.out, shape.in);
+    }
+    if (status == CUBLAS_STATUS_SUCCESS) {
+      status = cublasLtMatrixLayoutCreate(&x, CUDA_R_16BF, shape.in, rows, shape.in);
+    }
+    if (status == CUBLAS_STATUS_SUCCESS) {
+      status = cublasLtMatrixLayoutCreate(&y, type, shape.out, rows, shape.out);
+    }
+    return CublasStatus(status, "describing a matrix product");
+  }
+
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
+  float beta = 0;
+  cublasLtMatmulAlgo_t algorithm = {};
+};
+
+Gemm::Gemm(cublasLtHandle_t handle, DeviceBuffer workspace)
+    : handle_(handle), workspace_(std::move(workspace)) {}
+
+Gemm::~Gemm() { cublasLtDestroy(handle_); }
+
+absl::StatusOr<std::unique_ptr<Gemm>> Gemm::Create() {
+  absl::StatusOr<DeviceBuffer> workspace = DeviceBuffer::Create(kWorkspaceBytes);
+  if (!workspace.ok()) return workspace.status();
+  cublasLtHandle_t handle = nullptr;
+  if (absl::Status s = CublasStatus(cublasLtCreate(&handle), "starting cuBLAS"); !s.ok()) return s;
+  return std::unique_ptr<Gemm>(new Gemm(handle, *std::move(workspace)));
+}
+
+absl::Status Gemm::Enqueue(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm,
+                           const uint16_t* w, const uint16_t* x, void* y,
+                           cudaStream_t stream) const {
+  const float alpha = 1;
+  return CublasStatus(
+      cublasLtMatmul(handle_, plan.operation, &alpha, w, plan.w, x, plan.x, &plan.beta, y, plan.y,
+                     y, plan.y, &algorithm, workspace_.data(), workspace_.size(), stream),
+      "enqueueing a matrix product");
+}
+
+absl::StatusOr<double> Gemm::Time(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm,
+                                  std::span<const uint16_t* const> weights, const uint16_t* x,
+                                  void* y) const {
+  const Event begin, end;
+  for (const Event* event : {&begin, &end}) {
+    if (!event->status().ok()) return event->status();
+  }
+  // The first product is not timed: it loads the kernel.
+  absl::Status s = Enqueue(plan, algorithm, weights.back(), x, y, nullptr);
+  if (s.ok()) s = CudaStatus(cudaEventRecord(begin.get(), nullptr), "timing a matrix product");
+  for (size_t i = 0; s.ok() && i < weights.size(); ++i) {
+    s = Enqueue(plan, algorithm, weights[i], x, y, nullptr);
+  }
+  if (s.ok()) s = CudaStatus(cudaEventRecord(end.get(), nullptr), "timing a matrix product");
+  if (s.ok()) s = CudaStatus(cudaEventSynchronize(end.get()), "timing a matrix product");
+  float milliseconds = 0;
+  if (s.ok()) {
+    s = CudaStatus(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()),
+                   "timing a matrix product");
+  }
+  if (!s.ok()) return s;
+  return milliseconds / 1000.0 / static_cast<double>(weights.size());
+}
+
+absl::Status Gemm::Choose(const GemmShape& shape, std::span<const uint16_t* const> weights,
+                          const uint16_t* x, void* y) {
+  if (plans_.contains(shape)) return absl::OkStatus();
+  auto plan = std::make_unique<Plan>();
+  if (absl::Status s = plan->Describe(shape); !s.ok()) return s;
+
+  cublasLtMatmulPreference_t preference = nullptr;
+  cublasLtMatmulHeuristicResult_t candidates[kCandidates];
+  int found = 0;
+  cublasStatus_t status = cublasLtMatmulPreferenceCreate(&preference);
+  if (status == CUBLAS_STATUS_SUCCESS) {
+    status =
+        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                             &kWorkspaceBytes, sizeof(kWorkspaceBytes));
+  }
+  if (status == CUBLAS_STATUS_SUCCESS) {
+    status = cublasLtMatmulAlgoGetHeuristic(handle_, plan->operation, plan->w, plan->x, plan->y,
+                                            plan->y, preference, weights.empty() ? 1 : kCandidates,
+                                            candidates, &found);
+  }
+  if (preference != nullptr) cublasLtMatmulPreferenceDestroy(preference);
+  if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
+  const std::string what =
+      absl::StrCat("a product of ", shape.rows, " rows of ", shape.in, " with ", shape.out);
+  if (absl::Status s = CublasStatus(status, what); !s.ok()) return s;
+
+  plan->algorithm = candidates[0].algo;
+  double fastest = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < found && !weights.empty(); ++i) {
+    const absl::StatusOr<double> seconds = Time(*plan, candidates[i].algo, weights, x, y);
+    if (!seconds.ok()) return seconds.status();
+    if (*seconds >= fastest) continue;
+    fastest = *seconds;
+    plan->algorithm = candidates[i].algo;
+  }
+  plans_.emplace(shape, std::move(plan));
+  return absl::OkStatus();
+}
+
+absl::Status Gemm::Run(const GemmShape& shape, const uint16_t* w, const uint16_t* x, void* y,
+                       cudaStream_t stream) {
+  if (absl::Status s = Prepare(shape); !s.ok()) return s;
+  const Plan& plan = *plans_.find(shape)->second;
+  return Enqueue(plan, plan.algorithm, w, x, y, stream);
+}
+
+}  // namespace fourierkv
