@@ -15,6 +15,9 @@
 namespace fourierkv {
 namespace {
 
+// Dense bytes of one call of the backend: enough to keep its threads busy, and a few milliseconds.
+constexpr uint64_t kBatchBytes = uint64_t{8} << 20;
+
 const std::byte* Payload(const BlobBuffer& blob) { return blob.bytes().data() + kBlobHeaderBytes; }
 std::byte* Payload(BlobBuffer& blob) { return blob.bytes().data() + kBlobHeaderBytes; }
 
@@ -140,12 +143,11 @@ absl::Status Decode(KvDtype dtype, const std::vector<Work*>& work, ComputeBacken
   return absl::OkStatus();
 }
 
-}  // namespace
-
-absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryBudget& budget,
-                       StoreMetrics& metrics) {
+absl::Status MakeBatch(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryBudget& budget,
+                       StoreMetrics& metrics, const Patience& patience) {
   std::vector<Work> all(jobs.size());
   for (size_t i = 0; i < jobs.size(); ++i) {
+    if (auto s = patience.Check(); !s.ok()) return s;
     MakeJob& job = jobs[i];
     all[i].job = &job;
     all[i].dtype = job.segment->context->ns.kv_dtype;
@@ -183,6 +185,7 @@ absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryB
     }
   }
   for (Work& work : all) {
+    if (auto s = patience.Check(); !s.ok()) return s;
     MakeJob& job = *work.job;
     if (!job.damage.ok()) continue;
     if (job.to == SegmentForm::kLossless) {
@@ -213,6 +216,22 @@ absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryB
     SealBlob(ExpectedHeader(*job.segment, job.to, job.layer, job.part, job.result.relative_error),
              work.made->bytes());
     job.result.blob = std::move(work.made);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryBudget& budget,
+                       StoreMetrics& metrics, const Patience& patience) {
+  for (size_t first = 0; first < jobs.size();) {
+    size_t count = 0;
+    for (uint64_t bytes = 0; bytes < kBatchBytes && first + count < jobs.size(); ++count) {
+      bytes += PartValues(*jobs[first + count].segment) * kKvDtypeBytes;
+    }
+    if (auto s = MakeBatch(jobs.subspan(first, count), backend, budget, metrics, patience); !s.ok())
+      return s;
+    first += count;
   }
   return absl::OkStatus();
 }

@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "kv_service/core/memory_budget.h"
+#include "kv_service/core/patience.h"
 #include "kv_service/core/store_metrics.h"
 #include "kv_service/core/stored_segment.h"
 
@@ -29,11 +30,11 @@ struct MakeJob {
   absl::Status damage{};  // DataLoss: the source was whole, but not of its form; no result
 };
 
-// All of `jobs` in as few calls of the backend as there are kinds and dtypes; whole sequences one
-// after another. ResourceExhausted if the budget has no room; OutOfRange if values are too far from
-// what the profile's archive section was made for; otherwise the backend's errors. Results are
-// undefined after an error.
+// All of `jobs`, some milliseconds of work in a call of the backend; whole sequences part by part.
+// DeadlineExceeded when `patience` is over; ResourceExhausted if the budget has no room; OutOfRange
+// if values are too far from what the profile's archive section was made for; otherwise the
+// backend's errors. Results are undefined after an error.
 absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryBudget& budget,
-                       StoreMetrics& metrics);
+                       StoreMetrics& metrics, const Patience& patience);
 
 }  // namespace fourierkv

@@ -26,7 +26,8 @@ const uint16_t* RawValues(const BlobBuffer& buffer) {
 }  // namespace
 
 PartCollector::PartCollector(const PutPlan& plan, const std::vector<PlannedSegment>& segments,
-                             MemoryBudget& budget, ComputeBackend& backend, StoreMetrics& metrics)
+                             MemoryBudget& budget, ComputeBackend& backend, StoreMetrics& metrics,
+                             Patience patience)
     : context_(plan.context),
       payload_(plan.payload),
       exact_form_(plan.exact_form),
@@ -37,6 +38,7 @@ PartCollector::PartCollector(const PutPlan& plan, const std::vector<PlannedSegme
       budget_(budget),
       backend_(backend),
       metrics_(metrics),
+      patience_(std::move(patience)),
       layers_(context_->ns.geometry.layers) {}
 
 int64_t PartCollector::PartBytes(size_t slot, int layer, Part part) const {
@@ -127,6 +129,7 @@ absl::Status PartCollector::Flush() {
   totals_.encode_seconds += std::chrono::duration<double>(took).count();
   totals_.encoded_dense_bytes += waiting_bytes_;
   for (const int64_t id : waiting_) {
+    if (auto s = patience_.Check(); !s.ok()) return s;
     PartState& state = parts_.at(id);
     totals_.max_relative_error = std::max(totals_.max_relative_error, state.compact.relative_error);
     if (auto s = KeepExact(id, state); !s.ok()) return Fault(id, s);
@@ -138,6 +141,7 @@ absl::Status PartCollector::Flush() {
 
 absl::Status PartCollector::EncodeArchived() {
   for (const int64_t id : waiting_) {
+    if (auto s = patience_.Check(); !s.ok()) return s;
     PartState& state = parts_.at(id);
     const StoredSegment segment = Identity(Slot(id));
     auto made = MakeArchivedBlob(segment, Layer(id), PartOf(id),
@@ -151,6 +155,7 @@ absl::Status PartCollector::EncodeArchived() {
 absl::Status PartCollector::EncodeSequences() {
   if (basis_ == nullptr) basis_ = BasisOf(Identity(0));
   for (const int64_t id : waiting_) {
+    if (auto s = patience_.Check(); !s.ok()) return s;
     PartState& state = parts_.at(id);
     const StoredSegment segment = Identity(Slot(id));
     auto made =
@@ -163,6 +168,7 @@ absl::Status PartCollector::EncodeSequences() {
 }
 
 absl::Status PartCollector::EncodeCompact() {
+  if (auto s = patience_.Check(); !s.ok()) return s;
   std::vector<EncodeJob> jobs;
   for (const int64_t id : waiting_) {
     PartState& state = parts_.at(id);

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kv_service/core/part_assembly.h"
+#include "kv_service/core/patience.h"
 #include "kv_service/core/put_plan.h"
 #include "kv_service/core/store_metrics.h"
 #include "kv_service/core/stored_segment.h"
@@ -37,9 +38,11 @@ class PartCollector {
     int64_t bounded_segments = 0;
   };
 
-  // The references must outlive it, but for the plan.
+  // The references must outlive it, but for the plan. Encoding ends with DeadlineExceeded when
+  // `patience` is over.
   PartCollector(const PutPlan& plan, const std::vector<PlannedSegment>& segments,
-                MemoryBudget& budget, ComputeBackend& backend, StoreMetrics& metrics);
+                MemoryBudget& budget, ComputeBackend& backend, StoreMetrics& metrics,
+                Patience patience);
 
   // Bytes that are to come for a part, or the most of them if its form has no fixed size.
   int64_t PartBytes(size_t slot, int layer, Part part) const;
@@ -109,6 +112,7 @@ class PartCollector {
   MemoryBudget& budget_;
   ComputeBackend& backend_;
   StoreMetrics& metrics_;
+  const Patience patience_;
   const int layers_;
   absl::flat_hash_map<int64_t, PartState> parts_;  // by Id: those that bytes came for
   std::vector<int64_t> waiting_;                   // complete, to be encoded

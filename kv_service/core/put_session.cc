@@ -69,7 +69,9 @@ PutManager::PutManager(SegmentStore* store, ComputeBackend* backend, int max_ses
       max_sessions_(max_sessions),
       running_(std::make_shared<std::atomic<int>>(0)) {}
 
-absl::StatusOr<std::unique_ptr<PutSession>> PutManager::Begin(PutPlan plan, absl::Time deadline) {
+absl::StatusOr<std::unique_ptr<PutSession>> PutManager::Begin(PutPlan plan,
+                                                              const Patience& tier_patience,
+                                                              const Patience& patience) {
   if (auto s = CheckPutPlan(plan); !s.ok()) return s;
   // Counted before anything is held, and given back by the session's destructor.
   auto session = std::unique_ptr<PutSession>(new PutSession(store_, tiers_, running_));
@@ -81,7 +83,7 @@ absl::StatusOr<std::unique_ptr<PutSession>> PutManager::Begin(PutPlan plan, absl
   const std::vector<BlockKey> keys = PlanKeys(plan, segments);
   const auto plan_keys = std::span(keys).last(segments.size());
   std::vector<std::optional<TierSegment>> below(segments.size());
-  if (tiers_ != nullptr) below = tiers_->Prepare(plan.parent, plan_keys, deadline);
+  if (tiers_ != nullptr) below = tiers_->Prepare(plan.parent, plan_keys, tier_patience);
   session->pin_ = store_->Pin(keys);
   if (auto s = CheckParent(*store_, plan); !s.ok()) return s;
   const auto stored = store_->Get(plan_keys);
@@ -89,7 +91,7 @@ absl::StatusOr<std::unique_ptr<PutSession>> PutManager::Begin(PutPlan plan, absl
     segments[i].needed =
         IsNeeded(segments[i], stored[i], below[i], plan.compressed_form, plan.max_relative_error);
   }
-  session->Start(std::move(plan), std::move(segments), *backend_);
+  session->Start(std::move(plan), std::move(segments), *backend_, patience);
   return session;
 }
 
@@ -106,13 +108,14 @@ PutSession::~PutSession() {
   running_->fetch_sub(1);
 }
 
-void PutSession::Start(PutPlan plan, std::vector<PlannedSegment> segments,
-                       ComputeBackend& backend) {
+void PutSession::Start(PutPlan plan, std::vector<PlannedSegment> segments, ComputeBackend& backend,
+                       const Patience& patience) {
   segments_ = std::move(segments);
   durability_ = plan.durability;
+  patience_ = patience;
   layers_ = plan.context->ns.geometry.layers;
   collector_ = std::make_unique<PartCollector>(plan, segments_, store_->budget(), backend,
-                                               store_->metrics());
+                                               store_->metrics(), patience);
   StoreMetrics::Add(store_->metrics().puts_begun, 1);
 }
 
@@ -168,12 +171,13 @@ absl::Status PutSession::AddChunk(int64_t segment_index, int layer, Part part, i
   return fatal ? End(std::move(status)) : status;
 }
 
-absl::StatusOr<PutStats> PutSession::Commit(absl::Time deadline) {
+absl::StatusOr<PutStats> PutSession::Commit(const Patience& tier_patience) {
   if (!ended_.ok()) return ended_;
   KillPoint("put.before_commit");
   // First what waits for the encoder: values that it refuses are at fault whatever else is missing.
   if (auto s = collector_->Flush(); !s.ok()) return End(std::move(s));
   if (auto s = collector_->CheckComplete(); !s.ok()) return s;
+  if (auto s = patience_.Check(); !s.ok()) return End(std::move(s));
   PutStats stats;
   std::vector<StoredSegment> batch;
   batch.reserve(segments_.size());
@@ -194,7 +198,7 @@ absl::StatusOr<PutStats> PutSession::Commit(absl::Time deadline) {
   if (tiers_ != nullptr) {
     std::vector<BlockKey> keys;
     for (const PlannedSegment& segment : segments_) keys.push_back(segment.key);
-    stats.durability = tiers_->Keep(keys, durability_, deadline);
+    stats.durability = tiers_->Keep(keys, durability_, tier_patience);
   }
   KillPoint("put.kept");
   stats.segments_stored = result->stored;

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "compute/base/geometry.h"
+#include "kv_service/core/patience.h"
 #include "kv_service/core/put_plan.h"
 #include "kv_service/core/segment_store.h"
 
@@ -72,20 +73,22 @@ class PutSession {
                         int64_t part_bytes = 0);
 
   // Publishes everything at once. FailedPrecondition naming the first incomplete part (chunks may
-  // still be added then); other errors end the session. Waits until `deadline` at most for the
-  // durability of the plan.
-  absl::StatusOr<PutStats> Commit(absl::Time deadline = absl::InfiniteFuture());
+  // still be added then); other errors end the session. For the durability of the plan it waits as
+  // long as `tier_patience` lasts.
+  absl::StatusOr<PutStats> Commit(const Patience& tier_patience = absl::InfiniteFuture());
 
  private:
   friend class PutManager;
   PutSession(SegmentStore* store, TieredStore* tiers, std::shared_ptr<std::atomic<int>> running);
-  void Start(PutPlan plan, std::vector<PlannedSegment> segments, ComputeBackend& backend);
+  void Start(PutPlan plan, std::vector<PlannedSegment> segments, ComputeBackend& backend,
+             const Patience& patience);
   absl::Status End(absl::Status why);  // frees everything; returns `why`, as do later calls
 
   SegmentStore* store_;
   TieredStore* tiers_;  // null: memory alone
   std::shared_ptr<std::atomic<int>> running_;
   Durability durability_ = Durability::kMemory;  // wanted
+  Patience patience_ = absl::InfiniteFuture();
   int layers_ = 0;
   std::vector<PlannedSegment> segments_;
   SegmentPin pin_;
@@ -103,9 +106,11 @@ class PutManager {
 
   // InvalidArgument naming the field of the plan; FailedPrecondition if the parent is not stored
   // (any more) or its index or namespace does not fit; ResourceExhausted with max_sessions running.
-  // Looks into tiers until `deadline` at most.
-  absl::StatusOr<std::unique_ptr<PutSession>> Begin(PutPlan plan,
-                                                    absl::Time deadline = absl::InfiniteFuture());
+  // Looks into tiers for as long as `tier_patience` lasts. What the session does, its commit too,
+  // ends with DeadlineExceeded when `patience` is over.
+  absl::StatusOr<std::unique_ptr<PutSession>> Begin(
+      PutPlan plan, const Patience& tier_patience = absl::InfiniteFuture(),
+      const Patience& patience = absl::InfiniteFuture());
 
   int running() const { return running_->load(); }
 

@@ -61,7 +61,8 @@ SegmentReader::SegmentReader(SegmentStore* store, ComputeBackend* backend,
       tiers_(tiers) {}
 
 absl::StatusOr<std::vector<OpenSegment>> SegmentReader::Open(std::span<const SegmentWant> wants,
-                                                             absl::Time deadline) {
+                                                             const Patience& tier_patience,
+                                                             const Patience& patience) {
   std::vector<BlockKey> keys;
   for (const SegmentWant& want : wants) {
     if (want.forms.empty()) {
@@ -77,7 +78,7 @@ absl::StatusOr<std::vector<OpenSegment>> SegmentReader::Open(std::span<const Seg
   }
   std::vector<FetchedSegment> stored(wants.size());
   if (tiers_ != nullptr) {
-    stored = tiers_->Fetch(wants, deadline);
+    stored = tiers_->Fetch(wants, tier_patience);
   } else {
     auto held = store_->Get(keys);
     for (size_t i = 0; i < wants.size(); ++i) stored[i].segment = std::move(held[i]);
@@ -85,10 +86,11 @@ absl::StatusOr<std::vector<OpenSegment>> SegmentReader::Open(std::span<const Seg
   std::vector<OpenSegment> result(wants.size());
   uint64_t hits = 0;
   for (size_t i = 0; i < wants.size(); ++i) {
+    if (auto s = patience.Check(); !s.ok()) return s;
     OpenSegment& open = result[i];
     if (stored[i].segment.has_value()) {
       open.segment = *std::move(stored[i].segment);
-      if (auto s = Choose(wants[i], open); !s.ok()) return s;
+      if (auto s = Choose(wants[i], open, patience); !s.ok()) return s;
     } else {
       open.missing = MissingReason::kNotStored;
     }
@@ -105,7 +107,8 @@ absl::StatusOr<std::vector<OpenSegment>> SegmentReader::Open(std::span<const Seg
   return result;
 }
 
-absl::Status SegmentReader::Choose(const SegmentWant& want, OpenSegment& open) {
+absl::Status SegmentReader::Choose(const SegmentWant& want, OpenSegment& open,
+                                   const Patience& patience) {
   const StoredSegment& segment = open.segment;
   if (!segment.HoldsAnything()) {
     open.missing = MissingReason::kNotStored;
@@ -117,7 +120,7 @@ absl::Status SegmentReader::Choose(const SegmentWant& want, OpenSegment& open) {
     open.form = way.form;
     open.source = segment.forms[way.source];
     if (!KnownError(segment, way).has_value()) {
-      auto made = Make(segment, way);
+      auto made = Make(segment, way, patience);
       if (absl::IsOutOfRange(made.status())) {
         open.source.reset();
         continue;  // the values do not fit the profile's archive section
@@ -155,7 +158,8 @@ absl::Status SegmentReader::Choose(const SegmentWant& want, OpenSegment& open) {
 }
 
 absl::StatusOr<std::vector<LayerRead>> SegmentReader::ReadLayer(std::span<OpenSegment> open,
-                                                                int layer) {
+                                                                int layer,
+                                                                const Patience& patience) {
   for (const OpenSegment& segment : open) {
     if (segment.source != nullptr && (layer < 0 || layer >= segment.source->layers())) {
       return absl::OutOfRangeError(absl::StrCat("layer is ", layer, "; segment ",
@@ -167,6 +171,7 @@ absl::StatusOr<std::vector<LayerRead>> SegmentReader::ReadLayer(std::span<OpenSe
   std::vector<MakeJob> jobs;
   std::vector<size_t> job_owner;
   for (size_t i = 0; i < open.size(); ++i) {
+    if (auto s = patience.Check(); !s.ok()) return s;
     OpenSegment& from = open[i];
     std::array<FormPart, 2> parts;
     for (const Part part : kParts) {
@@ -196,7 +201,8 @@ absl::StatusOr<std::vector<LayerRead>> SegmentReader::ReadLayer(std::span<OpenSe
       job_owner.push_back(i);
     }
   }
-  if (auto s = MakeForms(jobs, *backend_, *scratch_, store_->metrics()); !s.ok()) return s;
+  if (auto s = MakeForms(jobs, *backend_, *scratch_, store_->metrics(), patience); !s.ok())
+    return s;
   for (size_t j = 0; j < jobs.size(); ++j) {
     OpenSegment& from = open[job_owner[j]];
     LayerRead& read = result[job_owner[j]];
@@ -235,10 +241,11 @@ absl::StatusOr<FormPtr> SegmentReader::EnsureCompact(const BlockKey& key) {
                                   : (segment.HoldsAnything() ? "its namespace has no codec profile"
                                                              : "its bytes were lost")));
   }
-  return Make(segment, ways.front());
+  return Make(segment, ways.front(), absl::InfiniteFuture());
 }
 
-absl::StatusOr<FormPtr> SegmentReader::Make(const StoredSegment& segment, const FormWay& way) {
+absl::StatusOr<FormPtr> SegmentReader::Make(const StoredSegment& segment, const FormWay& way,
+                                            const Patience& patience) {
   const FormPtr& source = segment.forms[way.source];
   StoreMetrics& metrics = store_->metrics();
   const KvGeometry& geometry = segment.context->ns.geometry;
@@ -259,7 +266,7 @@ absl::StatusOr<FormPtr> SegmentReader::Make(const StoredSegment& segment, const 
                         .source = std::move(*verified)});
       }
     }
-    if (auto s = MakeForms(jobs, *backend_, store_->budget(), metrics); !s.ok()) return s;
+    if (auto s = MakeForms(jobs, *backend_, store_->budget(), metrics, patience); !s.ok()) return s;
     for (MakeJob& job : jobs) {
       if (!job.damage.ok()) return Drop(segment, source, job.layer, job.part, job.damage);
       parts.push_back(std::move(job.result));

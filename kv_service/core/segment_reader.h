@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kv_service/core/form_planner.h"
+#include "kv_service/core/patience.h"
 #include "kv_service/core/segment_store.h"
 #include "kv_service/core/segment_want.h"
 #include "kv_service/core/stored_segment.h"
@@ -72,17 +73,19 @@ class SegmentReader {
 
   // One result per want: the first form in `forms` order that is held, in memory or in a tier; else
   // the first that can be made; in either case the first of these within the want's error. What
-  // tiers do not give by `deadline` is missing. InvalidArgument if a want
-  // names no form or no error that can be; ResourceExhausted if the budget has no room to encode a
-  // segment whose error matters.
-  absl::StatusOr<std::vector<OpenSegment>> Open(std::span<const SegmentWant> wants,
-                                                absl::Time deadline = absl::InfiniteFuture());
+  // tiers do not give in `tier_patience` is missing. InvalidArgument if a want names no form or no
+  // error that can be; ResourceExhausted if the budget has no room to encode a segment whose error
+  // matters; DeadlineExceeded when `patience` is over.
+  absl::StatusOr<std::vector<OpenSegment>> Open(
+      std::span<const SegmentWant> wants, const Patience& tier_patience = absl::InfiniteFuture(),
+      const Patience& patience = absl::InfiniteFuture());
 
   // K and V of `layer` of every open segment, checksums verified, made in one call of the backend.
   // A segment found damaged becomes missing = kCorrupt in `open` too and stays so for later layers.
   // OutOfRange for a layer that an open segment does not have; ResourceExhausted if `scratch` has
-  // no room.
-  absl::StatusOr<std::vector<LayerRead>> ReadLayer(std::span<OpenSegment> open, int layer);
+  // no room; DeadlineExceeded when `patience` is over.
+  absl::StatusOr<std::vector<LayerRead>> ReadLayer(
+      std::span<OpenSegment> open, int layer, const Patience& patience = absl::InfiniteFuture());
 
   // The segment's compact form, encoded and stored now if need be. NotFound if the segment is not
   // stored; FailedPrecondition for a tail or without a profile; DataLoss if the stored bytes are
@@ -91,9 +94,10 @@ class SegmentReader {
 
  private:
   // Decides what `open`, which is stored, is read from.
-  absl::Status Choose(const SegmentWant& want, OpenSegment& open);
+  absl::Status Choose(const SegmentWant& want, OpenSegment& open, const Patience& patience);
   // What `way` makes of all layers, kept in the store.
-  absl::StatusOr<FormPtr> Make(const StoredSegment& segment, const FormWay& way);
+  absl::StatusOr<FormPtr> Make(const StoredSegment& segment, const FormWay& way,
+                               const Patience& patience);
   // Drops a damaged form, and returns DataLoss.
   absl::Status Drop(const StoredSegment& segment, const FormPtr& form, int layer, Part part,
                     const absl::Status& why);

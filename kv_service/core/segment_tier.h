@@ -13,6 +13,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "kv_service/core/memory_budget.h"
+#include "kv_service/core/patience.h"
 #include "kv_service/core/stored_segment.h"
 
 namespace fourierkv {
@@ -50,9 +51,10 @@ struct TierStats {
   bool healthy = true;  // false: what it was asked for last failed
 };
 
-// Thread safe. Calls block, so they are made from threads of their own (TierRunner); they return by
-// `deadline` where they can, but nobody relies on it. Statuses, unless told otherwise:
-//   DeadlineExceeded    not done in time; a write may have happened all the same
+// Thread safe. Calls block, so they are made from threads of their own (TierRunner); they return
+// soon after `patience` is over where they can, but nobody relies on it. Statuses, unless told
+// otherwise:
+//   DeadlineExceeded    not done while somebody waited; a write may have happened all the same
 //   Unavailable         the tier fails; memory goes on without it
 //   ResourceExhausted   no room: in the tier for a write, in the budget for a read
 class SegmentTier {
@@ -77,32 +79,33 @@ class SegmentTier {
   // in favour of `segments` of the same keys: equal keys are equal content.
   //   FailedPrecondition  a parent is neither held nor earlier in `segments` nor a root, and the
   //                       tier requires that; what comes before it may be stored
-  virtual absl::Status Store(std::span<const StoredSegment> segments, absl::Time deadline) = 0;
+  virtual absl::Status Store(std::span<const StoredSegment> segments, const Patience& patience) = 0;
 
   // What is held of each key, nullopt where nothing is (and where what is held cannot be
   // understood, for lack of the codec profile for example).
   virtual absl::StatusOr<std::vector<std::optional<TierSegment>>> Describe(
-      std::span<const BlockKey> keys, absl::Time deadline) = 0;
+      std::span<const BlockKey> keys, const Patience& patience) = 0;
 
   // One result per want, `budget` charged before any byte is read. A record is given only if its
   // own checksum and header and those of every blob are right and it is the one asked for.
   //   NotFound  not held
   //   DataLoss  damaged: counted, dropped (never served again), and to be treated as NotFound
   virtual std::vector<absl::StatusOr<FormPtr>> Load(std::span<const TierWant> wants,
-                                                    MemoryBudget& budget, absl::Time deadline) = 0;
+                                                    MemoryBudget& budget,
+                                                    const Patience& patience) = 0;
 
   // Forgets the keys, and what continues them as far as the tier knows it. Unknown keys are
   // ignored. When OK, none of it is described or loaded again, not even after a restart.
-  virtual absl::Status Remove(std::span<const BlockKey> keys, absl::Time deadline) = 0;
+  virtual absl::Status Remove(std::span<const BlockKey> keys, const Patience& patience) = 0;
 
   // Marks keys as used, and asks not to evict them before `until` (absl::InfinitePast(): no wish).
   // Advisory; must not block.
   virtual void Touch(std::span<const BlockKey> keys, absl::Time until) = 0;
 
   // Codec profiles, as canonical JSON: without its profile nobody can read a segment.
-  virtual absl::Status StoreProfile(const ProfileLayout& profile, absl::Time deadline) = 0;
+  virtual absl::Status StoreProfile(const ProfileLayout& profile, const Patience& patience) = 0;
   // All of them; a tier that others fill may return those that it knows of now.
-  virtual absl::StatusOr<std::vector<std::string>> LoadProfiles(absl::Time deadline) = 0;
+  virtual absl::StatusOr<std::vector<std::string>> LoadProfiles(const Patience& patience) = 0;
 
   virtual TierStats Stats() const = 0;
 };

@@ -9,6 +9,7 @@ namespace fourierkv {
 namespace {
 
 constexpr size_t kMaxQueued = 4096;
+constexpr absl::Duration kLookEvery = absl::Milliseconds(5);  // whether a call has ended
 
 absl::Status Late() { return absl::DeadlineExceededError("the tier did not answer in time"); }
 
@@ -33,14 +34,19 @@ struct Answer {
     std::lock_guard<std::mutex> lock(mutex);
     return abandoned;
   }
-  // Waits until there is a value or the deadline has passed.
-  std::optional<T> Wait(absl::Time deadline) {
+  // Waits until there is a value or patience is over.
+  std::optional<T> Wait(const Patience& patience) {
     std::unique_lock<std::mutex> lock(mutex);
     const auto there = [this] { return value.has_value(); };
-    if (deadline == absl::InfiniteFuture()) {
-      changed.wait(lock, there);
-    } else {
-      changed.wait_until(lock, absl::ToChronoTime(deadline), there);
+    while (!there() && !patience.over()) {
+      if (patience.of_call()) {
+        const absl::Time next = std::min(patience.deadline(), absl::Now() + kLookEvery);
+        changed.wait_until(lock, absl::ToChronoTime(next), there);
+      } else if (patience.deadline() == absl::InfiniteFuture()) {
+        changed.wait(lock, there);
+      } else {
+        changed.wait_until(lock, absl::ToChronoTime(patience.deadline()), there);
+      }
     }
     if (!value.has_value()) abandoned = true;
     return std::exchange(value, std::nullopt);
@@ -49,23 +55,9 @@ struct Answer {
 
 }  // namespace
 
-void LatencyHistogram::Record(absl::Duration elapsed) {
-  const auto bucket =
-      std::lower_bound(kBounds.begin(), kBounds.end(), absl::ToDoubleSeconds(elapsed)) -
-      kBounds.begin();
-  counts_[static_cast<size_t>(bucket)].fetch_add(1, std::memory_order_relaxed);
-  nanoseconds_.fetch_add(static_cast<uint64_t>(absl::ToInt64Nanoseconds(elapsed)),
-                         std::memory_order_relaxed);
-}
-
-std::array<uint64_t, LatencyHistogram::kBounds.size() + 1> LatencyHistogram::counts() const {
-  std::array<uint64_t, kBounds.size() + 1> counts;
-  for (size_t i = 0; i < counts.size(); ++i) counts[i] = counts_[i].load();
-  return counts;
-}
-
-double LatencyHistogram::sum_seconds() const {
-  return static_cast<double>(nanoseconds_.load()) * 1e-9;
+void TierRunner::NoteOverrun(const Patience& patience) {
+  const absl::Time now = absl::Now();
+  if (const absl::Time end = patience.end(); end < now) metrics_.overrun.Record(now - end);
 }
 
 TierRunner::TierRunner(std::shared_ptr<SegmentTier> tier, int threads) : tier_(std::move(tier)) {
@@ -106,15 +98,18 @@ void TierRunner::Work() {
   }
 }
 
-absl::Status TierRunner::Store(std::vector<StoredSegment> segments, absl::Time deadline) {
+absl::Status TierRunner::Store(std::vector<StoredSegment> segments, const Patience& patience) {
   const auto answer = std::make_shared<Answer<absl::Status>>();
   uint64_t bytes = 0;
   for (const StoredSegment& segment : segments) bytes += static_cast<uint64_t>(segment.bytes());
   const absl::Time begun = absl::Now();
-  const bool posted = Post([this, answer, segments = std::move(segments), deadline] {
-    if (!answer->IsAbandoned()) answer->Give(tier_->Store(segments, deadline));
+  const bool posted = Post([this, answer, segments = std::move(segments), patience] {
+    if (answer->IsAbandoned()) return;
+    absl::Status status = tier_->Store(segments, patience);
+    NoteOverrun(patience);
+    answer->Give(std::move(status));
   });
-  const absl::Status status = posted ? answer->Wait(deadline).value_or(Late()) : Stuck();
+  const absl::Status status = posted ? answer->Wait(patience).value_or(Late()) : Stuck();
   metrics_.store_latency.Record(absl::Now() - begun);
   (status.ok() ? metrics_.stored_bytes : metrics_.store_failures)
       .fetch_add(status.ok() ? bytes : 1, std::memory_order_relaxed);
@@ -122,19 +117,22 @@ absl::Status TierRunner::Store(std::vector<StoredSegment> segments, absl::Time d
 }
 
 absl::StatusOr<std::vector<std::optional<TierSegment>>> TierRunner::Describe(
-    std::vector<BlockKey> keys, absl::Time deadline) {
+    std::vector<BlockKey> keys, const Patience& patience) {
   using Result = absl::StatusOr<std::vector<std::optional<TierSegment>>>;
-  if (tier_->DescribesAtOnce()) return tier_->Describe(keys, deadline);
+  if (tier_->DescribesAtOnce()) return tier_->Describe(keys, patience);
   const auto answer = std::make_shared<Answer<Result>>();
-  const bool posted = Post([this, answer, keys = std::move(keys), deadline] {
-    if (!answer->IsAbandoned()) answer->Give(tier_->Describe(keys, deadline));
+  const bool posted = Post([this, answer, keys = std::move(keys), patience] {
+    if (answer->IsAbandoned()) return;
+    Result result = tier_->Describe(keys, patience);
+    NoteOverrun(patience);
+    answer->Give(std::move(result));
   });
-  return posted ? answer->Wait(deadline).value_or(Result(Late())) : Result(Stuck());
+  return posted ? answer->Wait(patience).value_or(Result(Late())) : Result(Stuck());
 }
 
 std::vector<absl::StatusOr<FormPtr>> TierRunner::Load(std::vector<OwnedWant> wants,
                                                       std::shared_ptr<MemoryBudget> budget,
-                                                      absl::Time deadline) {
+                                                      const Patience& patience) {
   using Results = std::vector<absl::StatusOr<FormPtr>>;
   const absl::Time begun = absl::Now();
   const auto owned = std::make_shared<const std::vector<OwnedWant>>(std::move(wants));
@@ -144,21 +142,23 @@ std::vector<absl::StatusOr<FormPtr>> TierRunner::Load(std::vector<OwnedWant> wan
   for (size_t first = 0; first < owned->size(); first += batch) {
     const size_t end = std::min(owned->size(), first + batch);
     const auto answer = std::make_shared<Answer<Results>>();
-    const bool posted = Post([this, owned, first, end, answer, budget, deadline] {
-      if (answer->IsAbandoned() || absl::Now() >= deadline) {
+    const bool posted = Post([this, owned, first, end, answer, budget, patience] {
+      if (answer->IsAbandoned() || patience.over()) {
         return answer->Give(Results(end - first, absl::StatusOr<FormPtr>(Late())));
       }
       std::vector<TierWant> part;
       for (size_t i = first; i < end; ++i) {
         part.push_back({.segment = &(*owned)[i].segment, .form = (*owned)[i].form});
       }
-      answer->Give(tier_->Load(part, *budget, deadline));
+      Results loaded = tier_->Load(part, *budget, patience);
+      NoteOverrun(patience);
+      answer->Give(std::move(loaded));
     });
     if (posted) calls.emplace_back(first, answer);
   }
   for (const auto& [first, answer] : calls) {
     const size_t count = std::min(batch, owned->size() - first);
-    Results part = answer->Wait(deadline).value_or(Results(count, absl::StatusOr<FormPtr>(Late())));
+    Results part = answer->Wait(patience).value_or(Results(count, absl::StatusOr<FormPtr>(Late())));
     for (size_t i = 0; i < count; ++i) results[first + i] = std::move(part[i]);
   }
   const absl::Duration elapsed = absl::Now() - begun;
@@ -176,22 +176,22 @@ std::vector<absl::StatusOr<FormPtr>> TierRunner::Load(std::vector<OwnedWant> wan
   return results;
 }
 
-absl::Status TierRunner::Remove(std::vector<BlockKey> keys, absl::Time deadline) {
+absl::Status TierRunner::Remove(std::vector<BlockKey> keys, const Patience& patience) {
   const auto answer = std::make_shared<Answer<absl::Status>>();
   // Also if nobody waits any more: what was asked to go should go.
-  const bool posted = Post([this, answer, keys = std::move(keys), deadline] {
+  const bool posted = Post([this, answer, keys = std::move(keys), deadline = patience.deadline()] {
     answer->Give(tier_->Remove(keys, deadline));
   });
-  return posted ? answer->Wait(deadline).value_or(Late()) : Stuck();
+  return posted ? answer->Wait(patience).value_or(Late()) : Stuck();
 }
 
 absl::Status TierRunner::StoreProfile(std::shared_ptr<const ProfileLayout> profile,
-                                      absl::Time deadline) {
+                                      const Patience& patience) {
   const auto answer = std::make_shared<Answer<absl::Status>>();
-  const bool posted = Post([this, answer, profile = std::move(profile), deadline] {
-    answer->Give(tier_->StoreProfile(*profile, deadline));
+  const bool posted = Post([this, answer, profile = std::move(profile), patience] {
+    answer->Give(tier_->StoreProfile(*profile, patience));
   });
-  return posted ? answer->Wait(deadline).value_or(Late()) : Stuck();
+  return posted ? answer->Wait(patience).value_or(Late()) : Stuck();
 }
 
 }  // namespace fourierkv

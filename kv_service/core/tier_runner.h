@@ -3,7 +3,6 @@
 
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -20,25 +19,10 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kv_service/core/bandwidth_meter.h"
+#include "kv_service/core/latency_histogram.h"
 #include "kv_service/core/segment_tier.h"
 
 namespace fourierkv {
-
-// How long calls took. Thread safe; counters only grow.
-class LatencyHistogram {
- public:
-  // Upper bounds in seconds; one more bucket takes the rest.
-  static constexpr std::array<double, 12> kBounds = {0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03,
-                                                     0.1,    0.3,    1,     3,     10,   30};
-
-  void Record(absl::Duration elapsed);
-  std::array<uint64_t, kBounds.size() + 1> counts() const;
-  double sum_seconds() const;
-
- private:
-  std::array<std::atomic<uint64_t>, kBounds.size() + 1> counts_{};
-  std::atomic<uint64_t> nanoseconds_{0};
-};
 
 struct TierMetrics {
   std::atomic<uint64_t> hits{0};    // forms asked for and loaded
@@ -49,6 +33,8 @@ struct TierMetrics {
   std::atomic<uint64_t> store_failures{0};
   LatencyHistogram load_latency;
   LatencyHistogram store_latency;
+  // How long calls that somebody gave up on went on after that.
+  LatencyHistogram overrun;
   BandwidthMeter load_bandwidth;
 };
 
@@ -58,9 +44,9 @@ struct OwnedWant {
   SegmentForm form = SegmentForm::kExact;
 };
 
-// Thread safe. Calls return at their deadline at the latest, with DeadlineExceeded, whatever the
-// tier does; what it still does then is dropped when it is done. Unavailable when so much is queued
-// that the tier seems to be stuck.
+// Thread safe. Calls return as soon as the caller's patience is over, with DeadlineExceeded,
+// whatever the tier does; what it still does then is dropped when it is done. Unavailable when so
+// much is queued that the tier seems to be stuck.
 class TierRunner {
  public:
   TierRunner(std::shared_ptr<SegmentTier> tier, int threads);
@@ -72,20 +58,22 @@ class TierRunner {
   SegmentTier& tier() const { return *tier_; }
   const TierMetrics& metrics() const { return metrics_; }
 
-  absl::Status Store(std::vector<StoredSegment> segments, absl::Time deadline);
+  absl::Status Store(std::vector<StoredSegment> segments, const Patience& patience);
   absl::StatusOr<std::vector<std::optional<TierSegment>>> Describe(std::vector<BlockKey> keys,
-                                                                   absl::Time deadline);
+                                                                   const Patience& patience);
   // In parallel; what came in time is there, the rest is DeadlineExceeded.
   std::vector<absl::StatusOr<FormPtr>> Load(std::vector<OwnedWant> wants,
                                             std::shared_ptr<MemoryBudget> budget,
-                                            absl::Time deadline);
-  absl::Status Remove(std::vector<BlockKey> keys, absl::Time deadline);
-  absl::Status StoreProfile(std::shared_ptr<const ProfileLayout> profile, absl::Time deadline);
+                                            const Patience& patience);
+  absl::Status Remove(std::vector<BlockKey> keys, const Patience& patience);
+  absl::Status StoreProfile(std::shared_ptr<const ProfileLayout> profile, const Patience& patience);
 
  private:
   // False if too much is queued.
   bool Post(std::function<void()> job);
   void Work();
+  // To be called when the tier is done with a call.
+  void NoteOverrun(const Patience& patience);
 
   const std::shared_ptr<SegmentTier> tier_;
   TierMetrics metrics_;

@@ -68,7 +68,7 @@ bool MemoryIsBest(const SegmentWant& want, const std::optional<StoredSegment>& s
 }  // namespace
 
 std::vector<FetchedSegment> TieredStore::Fetch(std::span<const SegmentWant> wants,
-                                               absl::Time deadline) {
+                                               const Patience& patience) {
   std::vector<BlockKey> keys;
   keys.reserve(wants.size());
   for (const SegmentWant& want : wants) keys.push_back(want.key);
@@ -86,7 +86,7 @@ std::vector<FetchedSegment> TieredStore::Fetch(std::span<const SegmentWant> want
   }
   if (asked.empty()) return result;
   for (const auto& tier : tiers_) {
-    auto held = tier->Describe(asked, deadline);
+    auto held = tier->Describe(asked, patience);
     for (size_t j = 0; j < searches.size(); ++j) {
       searches[j].in_tiers.push_back(held.ok() ? std::move((*held)[j]) : std::nullopt);
       const auto& found = searches[j].in_tiers.back();
@@ -115,13 +115,13 @@ std::vector<FetchedSegment> TieredStore::Fetch(std::span<const SegmentWant> want
       for (const OwnedWant& load : loads) forms.push_back(load.form);
       KillPoint("fetch.before_load");
       auto loaded =
-          tiers_[tier]->Load(std::move(loads), memory_->budget().shared_from_this(), deadline);
+          tiers_[tier]->Load(std::move(loads), memory_->budget().shared_from_this(), patience);
       KillPoint("fetch.after_load");
       for (size_t j = 0; j < owners.size(); ++j) {
         FetchedSegment& fetched = *owners[j]->fetched;
         if (loaded[j].ok()) {
           fetched.segment->forms[forms[j]] = *loaded[j];
-          Promote(*fetched.segment, *loaded[j], deadline);
+          Promote(*fetched.segment, *loaded[j], patience);
           continue;
         }
         owners[j]->in_tiers[tier]->forms[forms[j]] = {};
@@ -133,10 +133,11 @@ std::vector<FetchedSegment> TieredStore::Fetch(std::span<const SegmentWant> want
   return result;
 }
 
-void TieredStore::Promote(const StoredSegment& segment, const FormPtr& form, absl::Time deadline) {
+void TieredStore::Promote(const StoredSegment& segment, const FormPtr& form,
+                          const Patience& patience) {
   // No room, or something before it is gone: the reader has the form all the same.
   if (!memory_->Describe(segment.key).ok()) {
-    if (segment.index > 0 && !Anchor(segment.parent, deadline).ok()) return;
+    if (segment.index > 0 && !Anchor(segment.parent, patience).ok()) return;
     StoredSegment place = segment;
     place.forms = {};
     if (!memory_->Anchor(std::span(&place, 1)).ok()) return;

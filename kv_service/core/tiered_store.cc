@@ -61,12 +61,12 @@ WriteBack::Stats TieredStore::write_back() const {
   return write_back_ != nullptr ? write_back_->stats() : WriteBack::Stats();
 }
 
-absl::Time TieredStore::LookDeadline(absl::Time deadline) const {
-  return std::min(deadline, absl::Now() + options_.longest_look);
+Patience TieredStore::LookPatience(const Patience& patience) const {
+  return patience.Until(absl::Now() + options_.longest_look);
 }
 
 std::vector<std::optional<TieredStore::Located>> TieredStore::Locate(std::span<const BlockKey> keys,
-                                                                     absl::Time deadline) {
+                                                                     const Patience& patience) {
   std::vector<std::optional<Located>> located(keys.size());
   for (size_t tier = 0; tier < tiers_.size(); ++tier) {
     std::vector<size_t> asked;
@@ -77,7 +77,7 @@ std::vector<std::optional<TieredStore::Located>> TieredStore::Locate(std::span<c
       asked_keys.push_back(keys[i]);
     }
     if (asked.empty()) break;
-    auto held = tiers_[tier]->Describe(std::move(asked_keys), LookDeadline(deadline));
+    auto held = tiers_[tier]->Describe(std::move(asked_keys), LookPatience(patience));
     if (!held.ok()) continue;  // counted by the tier
     for (size_t j = 0; j < asked.size(); ++j) {
       std::optional<TierSegment>& found = (*held)[j];
@@ -89,7 +89,7 @@ std::vector<std::optional<TieredStore::Located>> TieredStore::Locate(std::span<c
 
 absl::StatusOr<MatchResult> TieredStore::Match(std::span<const BlockKey> keys,
                                                std::optional<BlockKey> tail_key,
-                                               absl::Duration lease_ttl, absl::Time deadline) {
+                                               absl::Duration lease_ttl, const Patience& patience) {
   absl::StatusOr<MatchResult> match = memory_->Match(keys, tail_key, lease_ttl);
   if (!match.ok() || tiers_.empty()) return match;
   const size_t in_memory = match->segments.size();
@@ -102,7 +102,7 @@ absl::StatusOr<MatchResult> TieredStore::Match(std::span<const BlockKey> keys,
   for (bool ended = false; !ended && more.size() < rest.size();) {
     const auto part = std::span(rest).subspan(more.size());
     const auto asked = part.first(std::min(part.size(), kKeysPerLook));
-    const auto located = Locate(asked, deadline);
+    const auto located = Locate(asked, patience);
     for (size_t i = 0; i < asked.size() && !ended; ++i) {
       const auto held = memory_->Describe(asked[i]);
       SegmentSummary found;
@@ -147,7 +147,7 @@ absl::StatusOr<MatchResult> TieredStore::Match(std::span<const BlockKey> keys,
 }
 
 std::vector<std::optional<SegmentSummary>> TieredStore::Describe(std::span<const BlockKey> keys,
-                                                                 absl::Time deadline) {
+                                                                 const Patience& patience) {
   std::vector<std::optional<SegmentSummary>> result(keys.size());
   std::vector<size_t> asked;
   std::vector<BlockKey> asked_keys;
@@ -160,17 +160,17 @@ std::vector<std::optional<SegmentSummary>> TieredStore::Describe(std::span<const
       asked_keys.push_back(keys[i]);
     }
   }
-  const auto located = Locate(asked_keys, deadline);
+  const auto located = Locate(asked_keys, patience);
   for (size_t j = 0; j < asked.size(); ++j) {
     if (located[j].has_value()) result[asked[j]] = Summarize(located[j]->held, located[j]->tier);
   }
   return result;
 }
 
-absl::Status TieredStore::Anchor(const BlockKey& key, absl::Time deadline) {
+absl::Status TieredStore::Anchor(const BlockKey& key, const Patience& patience) {
   std::vector<StoredSegment> chain;
   for (BlockKey at = key; !memory_->Describe(at).ok();) {
-    auto located = Locate(std::span(&at, 1), deadline);
+    auto located = Locate(std::span(&at, 1), patience);
     if (!located[0].has_value()) {
       return absl::NotFoundError(absl::StrCat("segment ", at.ToHex(), " is not held"));
     }
@@ -184,12 +184,12 @@ absl::Status TieredStore::Anchor(const BlockKey& key, absl::Time deadline) {
 
 std::vector<std::optional<TierSegment>> TieredStore::Prepare(std::optional<BlockKey> parent,
                                                              std::span<const BlockKey> keys,
-                                                             absl::Time deadline) {
+                                                             const Patience& patience) {
   std::vector<std::optional<TierSegment>> result(keys.size());
   if (tiers_.empty()) return result;
   // Not held anywhere: the put is told so by memory.
-  if (parent.has_value()) Anchor(*parent, deadline).IgnoreError();
-  auto located = Locate(keys, deadline);
+  if (parent.has_value()) Anchor(*parent, patience).IgnoreError();
+  auto located = Locate(keys, patience);
   std::vector<StoredSegment> places;
   for (size_t i = 0; i < keys.size(); ++i) {
     if (!located[i].has_value()) continue;
@@ -202,12 +202,12 @@ std::vector<std::optional<TierSegment>> TieredStore::Prepare(std::optional<Block
 }
 
 absl::Status TieredStore::KeepIn(size_t tier, std::span<const StoredSegment> segments,
-                                 absl::Time deadline) {
+                                 const Patience& patience) {
   TierRunner& runner = *tiers_[tier];
   std::vector<StoredSegment> before;
   const StoredSegment& first = segments.front();
   for (BlockKey at = first.parent; at != first.context->root;) {
-    auto held = runner.Describe({at}, deadline);
+    auto held = runner.Describe({at}, patience);
     if (!held.ok()) return held.status();
     if ((*held)[0].has_value()) break;
     auto stored = memory_->Get(std::span(&at, 1));
@@ -220,11 +220,11 @@ absl::Status TieredStore::KeepIn(size_t tier, std::span<const StoredSegment> seg
   }
   std::reverse(before.begin(), before.end());
   before.insert(before.end(), segments.begin(), segments.end());
-  return runner.Store(std::move(before), deadline);
+  return runner.Store(std::move(before), patience);
 }
 
 Durability TieredStore::Keep(std::span<const BlockKey> keys, Durability wanted,
-                             absl::Time deadline) {
+                             const Patience& patience) {
   Durability reached = Durability::kMemory;
   if (tiers_.empty()) return reached;
   std::vector<StoredSegment> segments;
@@ -243,7 +243,7 @@ Durability TieredStore::Keep(std::span<const BlockKey> keys, Durability wanted,
       if (!behind.empty()) write_back_->Push(tier, std::move(behind));
       continue;
     }
-    const absl::Status status = KeepIn(tier, segments, deadline);
+    const absl::Status status = KeepIn(tier, segments, patience);
     if (status.ok()) {
       reached = std::max(reached, offered);
     } else {
@@ -256,13 +256,13 @@ Durability TieredStore::Keep(std::span<const BlockKey> keys, Durability wanted,
 }
 
 absl::StatusOr<DeleteResult> TieredStore::Delete(std::span<const BlockKey> keys,
-                                                 absl::Time deadline) {
+                                                 const Patience& patience) {
   absl::StatusOr<DeleteResult> deleted = memory_->Delete(keys, /*recursive=*/true);
   if (!deleted.ok() || tiers_.empty()) return deleted;
   write_back_->Forget(keys);
   absl::Status status;
   for (const auto& tier : tiers_) {
-    status.Update(tier->Remove({keys.begin(), keys.end()}, deadline));
+    status.Update(tier->Remove({keys.begin(), keys.end()}, patience));
   }
   // What a reader brought back in between.
   memory_->Delete(keys, /*recursive=*/true).status().IgnoreError();
@@ -271,9 +271,9 @@ absl::StatusOr<DeleteResult> TieredStore::Delete(std::span<const BlockKey> keys,
 }
 
 void TieredStore::StoreProfile(const std::shared_ptr<const ProfileLayout>& profile,
-                               absl::Time deadline) {
+                               const Patience& patience) {
   for (const auto& tier : tiers_) {
-    const absl::Status status = tier->StoreProfile(profile, LookDeadline(deadline));
+    const absl::Status status = tier->StoreProfile(profile, LookPatience(patience));
     if (status.ok()) continue;
     Log(LogLevel::kWarning, "tier.profile_not_kept",
         {{"tier", tier->tier().name()}, {"status", status}});

@@ -56,33 +56,34 @@ class TieredStore {
   // of it knows it (SegmentSummary::tier). Tiers are asked not to evict what is leased.
   absl::StatusOr<MatchResult> Match(std::span<const BlockKey> keys,
                                     std::optional<BlockKey> tail_key, absl::Duration lease_ttl,
-                                    absl::Time deadline);
+                                    const Patience& patience);
 
   // Whether anything of each key is held anywhere; with what is known of it.
   std::vector<std::optional<SegmentSummary>> Describe(std::span<const BlockKey> keys,
-                                                      absl::Time deadline);
+                                                      const Patience& patience);
 
   // What memory holds of the wanted segments, and what only tiers hold of the form that serves each
-  // want best: loaded, and kept in memory if there is room. Returns by `deadline`.
-  std::vector<FetchedSegment> Fetch(std::span<const SegmentWant> wants, absl::Time deadline);
+  // want best: loaded, and kept in memory if there is room. Returns when `patience` is over at
+  // the latest.
+  std::vector<FetchedSegment> Fetch(std::span<const SegmentWant> wants, const Patience& patience);
 
   // Gives `parent`, if there is one, and those of `keys` that only tiers hold a place in memory,
   // and says what tiers hold of them. For a put, before it pins.
   std::vector<std::optional<TierSegment>> Prepare(std::optional<BlockKey> parent,
                                                   std::span<const BlockKey> keys,
-                                                  absl::Time deadline);
+                                                  const Patience& patience);
 
   // Brings what memory holds of `keys`, parents before children, with everything before them, to
   // the tiers: those of `wanted` durability or less at once, the others behind. Returns what was
   // reached, which is less than wanted if a tier fails or is late.
-  Durability Keep(std::span<const BlockKey> keys, Durability wanted, absl::Time deadline);
+  Durability Keep(std::span<const BlockKey> keys, Durability wanted, const Patience& patience);
 
   // Deletes from everywhere, with what continues them. Statuses as SegmentStore::Delete, which
   // decides; else the first tier's that failed.
-  absl::StatusOr<DeleteResult> Delete(std::span<const BlockKey> keys, absl::Time deadline);
+  absl::StatusOr<DeleteResult> Delete(std::span<const BlockKey> keys, const Patience& patience);
 
   // Keeps a codec profile in every tier; best effort, since segments bring theirs.
-  void StoreProfile(const std::shared_ptr<const ProfileLayout>& profile, absl::Time deadline);
+  void StoreProfile(const std::shared_ptr<const ProfileLayout>& profile, const Patience& patience);
 
   // Waits for what is being written behind; false if it is not done by `deadline`.
   bool Drain(absl::Time deadline) { return write_back_ == nullptr || write_back_->Drain(deadline); }
@@ -90,12 +91,14 @@ class TieredStore {
  private:
   struct Located;
 
-  absl::Time LookDeadline(absl::Time deadline) const;
+  Patience LookPatience(const Patience& patience) const;
   // What the first tier that holds anything of each key knows of it.
-  std::vector<std::optional<Located>> Locate(std::span<const BlockKey> keys, absl::Time deadline);
-  absl::Status Anchor(const BlockKey& key, absl::Time deadline);
-  absl::Status KeepIn(size_t tier, std::span<const StoredSegment> segments, absl::Time deadline);
-  void Promote(const StoredSegment& segment, const FormPtr& form, absl::Time deadline);
+  std::vector<std::optional<Located>> Locate(std::span<const BlockKey> keys,
+                                             const Patience& patience);
+  absl::Status Anchor(const BlockKey& key, const Patience& patience);
+  absl::Status KeepIn(size_t tier, std::span<const StoredSegment> segments,
+                      const Patience& patience);
+  void Promote(const StoredSegment& segment, const FormPtr& form, const Patience& patience);
 
   SegmentStore* const memory_;
   const TieredOptions options_;

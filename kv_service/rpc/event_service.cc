@@ -75,7 +75,7 @@ grpc::Status EventServiceImpl::Subscribe(grpc::ServerContext* context,
     status = absl::ResourceExhaustedError(
         absl::StrCat(most, " followers are there, which is the most; retry later"));
   } else {
-    StallWatch::Call call(&watch_, context);
+    CallWatch::Call call(&watch_, context, CallWatch::Kind::kFollower);
     status = Serve(*context, *request, *writer, call);
     if (!call.status().ok()) status = call.status();
   }
@@ -86,7 +86,7 @@ grpc::Status EventServiceImpl::Subscribe(grpc::ServerContext* context,
 absl::Status EventServiceImpl::Serve(grpc::ServerContext& context,
                                      const v1::SubscribeRequest& request,
                                      grpc::ServerWriter<v1::SubscribeResponse>& writer,
-                                     StallWatch::Call& call) {
+                                     CallWatch::Call& call) {
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, context);
   if (!view.ok()) return view.status();
   const absl::StatusOr<absl::Duration> heartbeat = Heartbeat(request);

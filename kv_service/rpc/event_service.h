@@ -5,8 +5,8 @@
 #include <atomic>
 
 #include "fourierkv/v1/event_service.grpc.pb.h"
+#include "kv_service/rpc/call_watch.h"
 #include "kv_service/rpc/service_core.h"
-#include "kv_service/rpc/stall_watch.h"
 
 namespace fourierkv {
 
@@ -24,10 +24,10 @@ class EventServiceImpl final : public v1::EventService::Service {
 
  private:
   absl::Status Serve(grpc::ServerContext& context, const v1::SubscribeRequest& request,
-                     grpc::ServerWriter<v1::SubscribeResponse>& writer, StallWatch::Call& call);
+                     grpc::ServerWriter<v1::SubscribeResponse>& writer, CallWatch::Call& call);
 
   ServiceCore* core_;
-  StallWatch watch_;
+  CallWatch watch_;
   std::atomic<int> followers_{0};
 };
 

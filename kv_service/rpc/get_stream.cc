@@ -97,17 +97,18 @@ v1::GetSegmentsResponse MakePlan(const std::vector<OpenSegment>& open, int first
 }
 
 // How long tiers beneath memory may take: what comes later would come too late to be sent.
-absl::Time TierDeadline(const v1::GetSegmentsRequest& request, absl::Time deadline) {
+Patience TierPatience(const v1::GetSegmentsRequest& request, const Patience& call) {
   const absl::Time now = absl::Now();
-  absl::Duration wait = std::min(kLongestTierWait, (deadline - now) / 2);
-  if (request.has_tier_wait()) wait = std::min(FromProto(request.tier_wait()), deadline - now);
-  return now + std::clamp(wait, absl::ZeroDuration(), kLongestTierWaitAsked);
+  const absl::Duration left = call.deadline() - now;
+  absl::Duration wait = std::min(kLongestTierWait, left / 2);
+  if (request.has_tier_wait()) wait = std::min(FromProto(request.tier_wait()), left);
+  return call.Until(now + std::clamp(wait, absl::ZeroDuration(), kLongestTierWaitAsked));
 }
 
 // Collects pieces of blobs into messages of about kBatchBytes.
 class BatchWriter {
  public:
-  BatchWriter(grpc::ServerWriter<v1::GetSegmentsResponse>& writer, StallWatch::Call& call)
+  BatchWriter(grpc::ServerWriter<v1::GetSegmentsResponse>& writer, CallWatch::Call& call)
       : writer_(writer), call_(call) {}
 
   // False when the client is gone.
@@ -143,7 +144,7 @@ class BatchWriter {
 
  private:
   grpc::ServerWriter<v1::GetSegmentsResponse>& writer_;
-  StallWatch::Call& call_;
+  CallWatch::Call& call_;
   v1::GetSegmentsResponse response_;
   size_t filled_ = 0;
   int64_t bytes_ = 0;
@@ -164,8 +165,9 @@ size_t GroupSize(const std::vector<OpenSegment>& open, size_t first) {
 }  // namespace
 
 absl::Status ServeGet(ServiceCore& core, const TenantView& view,
-                      const v1::GetSegmentsRequest& request, absl::Time deadline,
-                      grpc::ServerWriter<v1::GetSegmentsResponse>& writer, StallWatch::Call& call) {
+                      const v1::GetSegmentsRequest& request,
+                      grpc::ServerWriter<v1::GetSegmentsResponse>& writer, CallWatch::Call& call) {
+  const Patience& patience = call.patience();
   const absl::StatusOr<TenantQuotas::Share> place = core.quotas->TakeStream(view.tenant());
   if (!place.ok()) return place.status();
   absl::StatusOr<std::vector<SegmentWant>> wants = ParseWants(request);
@@ -174,7 +176,7 @@ absl::Status ServeGet(ServiceCore& core, const TenantView& view,
     if (view.IsForeign(want.key)) want.key = BlockKey();  // which nothing has
   }
   absl::StatusOr<std::vector<OpenSegment>> opened =
-      core.reader.Open(*wants, TierDeadline(request, deadline));
+      core.reader.Open(*wants, TierPatience(request, patience), patience);
   if (!opened.ok()) return opened.status();
   std::vector<OpenSegment>& open = *opened;
   view.HideForeign(open);
@@ -214,10 +216,9 @@ absl::Status ServeGet(ServiceCore& core, const TenantView& view,
     absl::StatusOr<std::vector<LayerRead>> blobs = std::vector<LayerRead>();
     for (size_t i = 0; i < open.size(); ++i) {
       if (i == first_read + blobs->size()) {
-        if (call.cancelled()) return absl::CancelledError("the client is gone");
         first_read = i;
         blobs = core.reader.ReadLayer(std::span(open).subspan(i, GroupSize(open, i)),
-                                      static_cast<int>(layer));
+                                      static_cast<int>(layer), patience);
         if (!blobs.ok()) return blobs.status();
       }
       const LayerRead& read = (*blobs)[i - first_read];

@@ -4,8 +4,8 @@
 
 #include "absl/status/status.h"
 #include "fourierkv/v1/kv_cache_service.grpc.pb.h"
+#include "kv_service/rpc/call_watch.h"
 #include "kv_service/rpc/service_core.h"
-#include "kv_service/rpc/stall_watch.h"
 #include "kv_service/rpc/tenant_view.h"
 
 namespace fourierkv {
@@ -13,7 +13,7 @@ namespace fourierkv {
 inline constexpr int kMaxSegmentsPerGet = 16384;
 
 absl::Status ServeGet(ServiceCore& core, const TenantView& view,
-                      const v1::GetSegmentsRequest& request, absl::Time deadline,
-                      grpc::ServerWriter<v1::GetSegmentsResponse>& writer, StallWatch::Call& call);
+                      const v1::GetSegmentsRequest& request,
+                      grpc::ServerWriter<v1::GetSegmentsResponse>& writer, CallWatch::Call& call);
 
 }  // namespace fourierkv

@@ -20,9 +20,7 @@ namespace {
 constexpr int kMaxKeysPerCall = 65536;
 constexpr int64_t kMaxTokensPerMatch = int64_t{1} << 22;
 
-absl::Time DeadlineOf(const grpc::ServerContext& context) {
-  return absl::FromChrono(context.deadline());  // far away if the caller set none
-}
+using Kind = CallWatch::Kind;
 
 absl::StatusOr<KeyChain> KeysOf(const TenantView& view, const v1::MatchPrefixRequest& request) {
   if (request.token_ids().empty() == request.block_keys().empty()) {
@@ -64,8 +62,8 @@ absl::StatusOr<KeyChain> KeysOf(const TenantView& view, const v1::MatchPrefixReq
 // Ends what matched before the first segment that is not the caller's: one that was not known to be
 // when the keys were looked at.
 absl::StatusOr<MatchResult> MatchOwn(ServiceCore& core, const TenantView& view, KeyChain& keys,
-                                     absl::Duration ttl, absl::Time deadline) {
-  absl::StatusOr<MatchResult> match = core.tiers.Match(keys.segments, keys.tail, ttl, deadline);
+                                     absl::Duration ttl, const Patience& patience) {
+  absl::StatusOr<MatchResult> match = core.tiers.Match(keys.segments, keys.tail, ttl, patience);
   if (!match.ok()) return match;
   const auto foreign =
       std::find_if(match->segments.begin(), match->segments.end(),
@@ -73,7 +71,7 @@ absl::StatusOr<MatchResult> MatchOwn(ServiceCore& core, const TenantView& view, 
   if (foreign == match->segments.end()) return match;
   if (match->lease.has_value()) core.store.Release(match->lease->id).IgnoreError();
   keys.segments.resize(foreign - match->segments.begin());
-  return core.tiers.Match(keys.segments, std::nullopt, ttl, deadline);
+  return core.tiers.Match(keys.segments, std::nullopt, ttl, patience);
 }
 
 // The promise of the tier that a segment was found in.
@@ -105,7 +103,7 @@ absl::Duration FetchTime(const ServiceCore& core, std::span<const SegmentSummary
 }
 
 absl::Status Match(ServiceCore& core, const TenantView& view, const v1::MatchPrefixRequest& request,
-                   absl::Time deadline, v1::MatchPrefixResponse& response) {
+                   const Patience& patience, v1::MatchPrefixResponse& response) {
   absl::StatusOr<KeyChain> keys = KeysOf(view, request);
   if (!keys.ok()) return keys.status();
   const absl::Duration ttl = FromProto(request.lease_ttl());
@@ -114,8 +112,13 @@ absl::Status Match(ServiceCore& core, const TenantView& view, const v1::MatchPre
                                                    "; it must be from 0 to ",
                                                    absl::FormatDuration(core.limits.max_lease)));
   }
-  absl::StatusOr<MatchResult> match = MatchOwn(core, view, *keys, ttl, deadline);
+  absl::StatusOr<MatchResult> match = MatchOwn(core, view, *keys, ttl, patience);
   if (!match.ok()) return match.status();
+  if (absl::Status over = patience.Check(); !over.ok()) {
+    // Nobody would know of the lease.
+    if (match->lease.has_value()) core.store.Release(match->lease->id).IgnoreError();
+    return over;
+  }
   if (match->tail.has_value()) match->segments.push_back(*match->tail);
   uint64_t tokens = 0;
   uint64_t bytes = 0;
@@ -142,12 +145,12 @@ absl::Status Match(ServiceCore& core, const TenantView& view, const v1::MatchPre
 }
 
 absl::Status DeleteKeys(ServiceCore& core, const TenantView& view, const v1::DeleteRequest& request,
-                        absl::Time deadline, v1::DeleteResponse& response) {
+                        const Patience& patience, v1::DeleteResponse& response) {
   absl::StatusOr<std::vector<BlockKey>> keys =
       ParseKeys(request.block_keys(), "block_keys", kMaxKeysPerCall);
   if (!keys.ok()) return keys.status();
   std::erase_if(*keys, [&](const BlockKey& key) { return !view.Owns(key); });
-  absl::StatusOr<DeleteResult> removed = core.tiers.Delete(*keys, deadline);
+  absl::StatusOr<DeleteResult> removed = core.tiers.Delete(*keys, patience);
   if (!removed.ok()) return removed.status();
   response.set_removed_segments(removed->segments);
   response.set_freed_bytes(removed->bytes);
@@ -183,29 +186,28 @@ absl::Status PinKeys(ServiceCore& core, const TenantView& view, const v1::PinReq
 grpc::Status KvCacheServiceImpl::MatchPrefix(grpc::ServerContext* context,
                                              const v1::MatchPrefixRequest* request,
                                              v1::MatchPrefixResponse* response) {
+  const CallWatch::Call call(&watch_, context, Kind::kUnary);
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  return ToGrpc(view.ok() ? Match(*core_, *view, *request, DeadlineOf(*context), *response)
+  return ToGrpc(view.ok() ? Match(*core_, *view, *request, call.patience(), *response)
                           : view.status());
 }
 
 grpc::Status KvCacheServiceImpl::PutSegments(
     grpc::ServerContext* context,
     grpc::ServerReaderWriter<v1::PutSegmentsResponse, v1::PutSegmentsRequest>* stream) {
-  StallWatch::Call call(&watch_, context);
+  CallWatch::Call call(&watch_, context, Kind::kStream);
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  const absl::Status status =
-      view.ok() ? ServePut(*core_, *view, *stream, DeadlineOf(*context), call) : view.status();
+  const absl::Status status = view.ok() ? ServePut(*core_, *view, *stream, call) : view.status();
   return ToGrpc(call.status().ok() ? status : call.status());
 }
 
 grpc::Status KvCacheServiceImpl::GetSegments(grpc::ServerContext* context,
                                              const v1::GetSegmentsRequest* request,
                                              grpc::ServerWriter<v1::GetSegmentsResponse>* writer) {
-  StallWatch::Call call(&watch_, context);
+  CallWatch::Call call(&watch_, context, Kind::kStream);
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
   const absl::Status status =
-      view.ok() ? ServeGet(*core_, *view, *request, DeadlineOf(*context), *writer, call)
-                : view.status();
+      view.ok() ? ServeGet(*core_, *view, *request, *writer, call) : view.status();
   return ToGrpc(call.status().ok() ? status : call.status());
 }
 
@@ -228,12 +230,13 @@ grpc::Status KvCacheServiceImpl::Release(grpc::ServerContext* context,
 grpc::Status KvCacheServiceImpl::Exists(grpc::ServerContext* context,
                                         const v1::ExistsRequest* request,
                                         v1::ExistsResponse* response) {
+  const CallWatch::Call call(&watch_, context, Kind::kUnary);
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
   if (!view.ok()) return ToGrpc(view.status());
   absl::StatusOr<std::vector<BlockKey>> keys =
       ParseKeys(request->block_keys(), "block_keys", kMaxKeysPerCall);
   if (!keys.ok()) return ToGrpc(keys.status());
-  for (const auto& segment : core_->tiers.Describe(*keys, DeadlineOf(*context))) {
+  for (const auto& segment : core_->tiers.Describe(*keys, call.patience())) {
     response->add_stored(segment.has_value() && !view->IsForeign(*segment->context));
   }
   return grpc::Status::OK;
@@ -242,8 +245,9 @@ grpc::Status KvCacheServiceImpl::Exists(grpc::ServerContext* context,
 grpc::Status KvCacheServiceImpl::Delete(grpc::ServerContext* context,
                                         const v1::DeleteRequest* request,
                                         v1::DeleteResponse* response) {
+  const CallWatch::Call call(&watch_, context, Kind::kUnary);
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  return ToGrpc(view.ok() ? DeleteKeys(*core_, *view, *request, DeadlineOf(*context), *response)
+  return ToGrpc(view.ok() ? DeleteKeys(*core_, *view, *request, call.patience(), *response)
                           : view.status());
 }
 

@@ -3,15 +3,16 @@
 #pragma once
 
 #include "fourierkv/v1/kv_cache_service.grpc.pb.h"
+#include "kv_service/rpc/call_watch.h"
 #include "kv_service/rpc/service_core.h"
-#include "kv_service/rpc/stall_watch.h"
 
 namespace fourierkv {
 
 // Thread safe. `core` must outlive it.
 class KvCacheServiceImpl final : public v1::KvCacheService::Service {
  public:
-  explicit KvCacheServiceImpl(ServiceCore* core) : core_(core), watch_(core->limits.stall) {}
+  explicit KvCacheServiceImpl(ServiceCore* core)
+      : core_(core), watch_(core->limits.stall, &core->overrun) {}
 
   grpc::Status MatchPrefix(grpc::ServerContext* context, const v1::MatchPrefixRequest* request,
                            v1::MatchPrefixResponse* response) override;
@@ -31,7 +32,7 @@ class KvCacheServiceImpl final : public v1::KvCacheService::Service {
 
  private:
   ServiceCore* core_;
-  StallWatch watch_;
+  CallWatch watch_;
 };
 
 }  // namespace fourierkv

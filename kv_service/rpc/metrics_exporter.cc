@@ -114,6 +114,12 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
           "Segments not written for lack of room in the queue.", behind.dropped_segments);
   counter("write_back_failed_segments_total", "Segments not written because the tier failed.",
           behind.failed_segments);
+  prometheus::MetricFamily overrun{"fourierkv_call_overrun_seconds",
+                                   "How long work went on for calls that were cancelled or late.",
+                                   prometheus::MetricType::Histogram,
+                                   {{}}};
+  FillHistogram(core.overrun, overrun.metric.front());
+  families.push_back(std::move(overrun));
   for (prometheus::MetricFamily& family : CollectTiers(core.tiers)) {
     families.push_back(std::move(family));
   }

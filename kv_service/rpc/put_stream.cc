@@ -84,9 +84,9 @@ absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const std::stri
 
 // The answer, too, has to arrive in time. A client without a deadline does not wait for ever for a
 // disk that hangs.
-absl::Time CommitDeadline(absl::Time deadline) {
+Patience CommitPatience(const Patience& call) {
   const absl::Time now = absl::Now();
-  return now + std::min((deadline - now) * 0.9, kLongestCommit);
+  return call.Until(now + std::min((call.deadline() - now) * 0.9, kLongestCommit));
 }
 
 absl::Status AddChunk(PutSession& put, const v1::PutChunk& chunk) {
@@ -142,7 +142,7 @@ int64_t DenseBytes(const PutPlan& plan) {
 }  // namespace
 
 absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream& stream,
-                      absl::Time deadline, StallWatch::Call& call) {
+                      CallWatch::Call& call) {
   const absl::Time begun = absl::Now();
   const absl::StatusOr<TenantQuotas::Share> place = core.quotas->TakeStream(view.tenant());
   if (!place.ok()) return place.status();
@@ -156,7 +156,8 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
   const absl::StatusOr<TenantQuotas::Share> in_flight =
       core.quotas->TakeInFlight(view.tenant(), DenseBytes(*plan));
   if (!in_flight.ok()) return in_flight.status();
-  absl::StatusOr<std::unique_ptr<PutSession>> put = core.puts.Begin(*std::move(plan), deadline);
+  absl::StatusOr<std::unique_ptr<PutSession>> put =
+      core.puts.Begin(*std::move(plan), call.patience(), call.patience());
   if (!put.ok()) return put.status();
   if (!stream.Write(Accepted(**put))) return absl::CancelledError("the client is gone");
 
@@ -167,7 +168,7 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
         if (absl::Status s = AddChunk(**put, request.chunk()); !s.ok()) return s;
         break;
       case v1::PutSegmentsRequest::kCommit: {
-        absl::StatusOr<PutStats> stats = (*put)->Commit(CommitDeadline(deadline));
+        absl::StatusOr<PutStats> stats = (*put)->Commit(CommitPatience(call.patience()));
         if (!stats.ok()) return stats.status();
         Log(LogLevel::kInfo, "put.commit",
             {{"stored", stats->segments_stored},

@@ -56,6 +56,7 @@ struct ServiceCore {
   PutManager puts;
   SegmentReader reader;
   BandwidthMeter fetch_bandwidth;  // as clients drained them
+  LatencyHistogram overrun;        // of calls' work after they were over
   // Who may call what; null: calls need no token, and nobody is kept from anything. Set before the
   // service is served.
   std::shared_ptr<AccessControl> access;

@@ -32,18 +32,7 @@ class Collector {
   void Histogram(const char* name, const char* help,
                  const LatencyHistogram& (*of)(const TierMetrics&)) {
     Add(name, help, MetricType::Histogram, [&](ClientMetric& metric, size_t i) {
-      const LatencyHistogram& histogram = of(tiers_.tiers()[i]->metrics());
-      const auto counts = histogram.counts();
-      uint64_t cumulative = 0;
-      for (size_t b = 0; b < counts.size(); ++b) {
-        cumulative += counts[b];
-        const bool last = b == LatencyHistogram::kBounds.size();
-        metric.histogram.bucket.push_back({cumulative, last
-                                                           ? std::numeric_limits<double>::infinity()
-                                                           : LatencyHistogram::kBounds[b]});
-      }
-      metric.histogram.sample_count = cumulative;
-      metric.histogram.sample_sum = histogram.sum_seconds();
+      FillHistogram(of(tiers_.tiers()[i]->metrics()), metric);
     });
   }
 
@@ -70,6 +59,19 @@ class Collector {
 double Of(uint64_t n) { return static_cast<double>(n); }
 
 }  // namespace
+
+void FillHistogram(const LatencyHistogram& from, ClientMetric& to) {
+  const auto counts = from.counts();
+  uint64_t cumulative = 0;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    cumulative += counts[i];
+    const bool last = i == LatencyHistogram::kBounds.size();
+    to.histogram.bucket.push_back({cumulative, last ? std::numeric_limits<double>::infinity()
+                                                    : LatencyHistogram::kBounds[i]});
+  }
+  to.histogram.sample_count = cumulative;
+  to.histogram.sample_sum = from.sum_seconds();
+}
 
 std::vector<MetricFamily> CollectTiers(const TieredStore& tiers) {
   if (tiers.empty()) return {};
@@ -104,6 +106,8 @@ std::vector<MetricFamily> CollectTiers(const TieredStore& tiers) {
               [](M m) -> const LatencyHistogram& { return m.load_latency; });
   c.Histogram("store_seconds", "How long stores took, until they were durable.",
               [](M m) -> const LatencyHistogram& { return m.store_latency; });
+  c.Histogram("overrun_seconds", "How long calls of the tier went on for which nobody waited.",
+              [](M m) -> const LatencyHistogram& { return m.overrun; });
   return c.Take();
 }
 

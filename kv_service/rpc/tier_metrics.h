@@ -10,6 +10,9 @@
 
 namespace fourierkv {
 
+// Adds what was counted to a metric of type histogram.
+void FillHistogram(const LatencyHistogram& from, prometheus::ClientMetric& to);
+
 // One family each, with a label `tier`.
 std::vector<prometheus::MetricFamily> CollectTiers(const TieredStore& tiers);
 

@@ -1,6 +1,5 @@
 #include "kv_service/tiers/disk_forms.h"
 
-#include "absl/time/clock.h"
 #include "kv_service/core/kill_point.h"
 
 namespace fourierkv {
@@ -19,7 +18,8 @@ int64_t ChunkCount(const StoredSegment& segment, int64_t form_bytes) {
 
 absl::Status WriteDiskForm(const StoredSegment& segment, SegmentForm form,
                            const DiskDatabase& database,
-                           const std::function<absl::Status(Batch&)>& write, Batch& last) {
+                           const std::function<absl::Status(Batch&)>& write, Batch& last,
+                           const Patience& patience) {
   const RecordWriter record(segment, form);
   const auto chunks = record.Chunks(kChunkBytes);
   const bool several = record.bytes() > kBatchBytes;
@@ -30,6 +30,7 @@ absl::Status WriteDiskForm(const StoredSegment& segment, SegmentForm form,
     if (auto s = write(mark); !s.ok()) return s;
     KillPoint("disk.marked");
     while (chunks.size() - number > 1) {
+      if (auto s = patience.Check(); !s.ok()) return s;
       Batch some(database);
       for (int64_t bytes = 0; bytes < kBatchBytes && chunks.size() - number > 1;
            bytes += kChunkBytes) {
@@ -52,15 +53,19 @@ void DeleteDiskForm(const StoredSegment& segment, SegmentForm form, int64_t form
   batch.DeleteChunks(segment.key, form, ChunkCount(segment, form_bytes));
 }
 
+void AbandonDiskForm(const StoredSegment& segment, SegmentForm form, int64_t form_bytes,
+                     Batch& batch) {
+  DeleteDiskForm(segment, form, form_bytes, batch);
+  batch.Unmark(segment.key, form);
+}
+
 absl::Status ReadDiskForm(DiskDatabase& database, const StoredSegment& segment, SegmentForm form,
-                          int64_t form_bytes, absl::Time deadline, RecordReader& reader) {
+                          int64_t form_bytes, const Patience& patience, RecordReader& reader) {
   const int64_t chunks = ChunkCount(segment, form_bytes);
   for (int64_t i = 0; i < chunks; ++i) {
-    if (absl::Now() >= deadline) {
-      return absl::DeadlineExceededError("disk tier: not everything was read in time");
-    }
+    if (auto s = patience.Check(); !s.ok()) return s;
     const absl::Status status =
-        database.ReadChunk(segment.key, form, static_cast<uint32_t>(i), deadline,
+        database.ReadChunk(segment.key, form, static_cast<uint32_t>(i), patience.deadline(),
                            [&](std::span<const std::byte> bytes) { return reader.Add(bytes); });
     if (!status.ok()) return status;
   }

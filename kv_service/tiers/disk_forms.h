@@ -6,7 +6,7 @@
 #include <functional>
 
 #include "absl/status/status.h"
-#include "absl/time/time.h"
+#include "kv_service/core/patience.h"
 #include "kv_service/core/segment_record.h"
 #include "kv_service/tiers/disk_database.h"
 
@@ -14,19 +14,23 @@ namespace fourierkv {
 
 // Writes a form that `segment` holds. What must be written together with the segment's description
 // is left in `last`; a record too large for one batch is marked, and what comes before goes out by
-// `write`. Fails only if that does.
+// `write`. Fails if that does, or with DeadlineExceeded when `patience` is over.
 absl::Status WriteDiskForm(const StoredSegment& segment, SegmentForm form,
                            const DiskDatabase& database,
                            const std::function<absl::Status(DiskDatabase::Batch&)>& write,
-                           DiskDatabase::Batch& last);
+                           DiskDatabase::Batch& last, const Patience& patience);
 
 // Adds to `batch` the deletion of a form whose blobs have `form_bytes` together.
 void DeleteDiskForm(const StoredSegment& segment, SegmentForm form, int64_t form_bytes,
                     DiskDatabase::Batch& batch);
 
+// The same of a form that WriteDiskForm may have written a part of.
+void AbandonDiskForm(const StoredSegment& segment, SegmentForm form, int64_t form_bytes,
+                     DiskDatabase::Batch& batch);
+
 // Reads a form whose blobs have `form_bytes` together into `reader`, which is not finished then.
 // DeadlineExceeded; otherwise the statuses of the database and the reader.
 absl::Status ReadDiskForm(DiskDatabase& database, const StoredSegment& segment, SegmentForm form,
-                          int64_t form_bytes, absl::Time deadline, RecordReader& reader);
+                          int64_t form_bytes, const Patience& patience, RecordReader& reader);
 
 }  // namespace fourierkv

@@ -55,15 +55,15 @@ class DiskTier : public SegmentTier {
   int load_batch() const override { return 1; }
   bool DescribesAtOnce() const override { return true; }
 
-  absl::Status Store(std::span<const StoredSegment> segments, absl::Time deadline) override;
-  absl::StatusOr<std::vector<std::optional<TierSegment>>> Describe(std::span<const BlockKey> keys,
-                                                                   absl::Time deadline) override;
+  absl::Status Store(std::span<const StoredSegment> segments, const Patience& patience) override;
+  absl::StatusOr<std::vector<std::optional<TierSegment>>> Describe(
+      std::span<const BlockKey> keys, const Patience& patience) override;
   std::vector<absl::StatusOr<FormPtr>> Load(std::span<const TierWant> wants, MemoryBudget& budget,
-                                            absl::Time deadline) override;
-  absl::Status Remove(std::span<const BlockKey> keys, absl::Time deadline) override;
+                                            const Patience& patience) override;
+  absl::Status Remove(std::span<const BlockKey> keys, const Patience& patience) override;
   void Touch(std::span<const BlockKey> keys, absl::Time until) override;
-  absl::Status StoreProfile(const ProfileLayout& profile, absl::Time deadline) override;
-  absl::StatusOr<std::vector<std::string>> LoadProfiles(absl::Time deadline) override;
+  absl::Status StoreProfile(const ProfileLayout& profile, const Patience& patience) override;
+  absl::StatusOr<std::vector<std::string>> LoadProfiles(const Patience& patience) override;
   TierStats Stats() const override;
 
  private:
@@ -73,12 +73,13 @@ class DiskTier : public SegmentTier {
   absl::Status ReadContents(DiskDatabase* database);
   absl::Status CheckHealth();
   absl::Status CheckOpen() const;
-  absl::Status StoreOne(const StoredSegment& segment);
+  absl::Status StoreOne(const StoredSegment& segment, const Patience& patience);
   absl::Status MakeRoom(int64_t bytes, const BlockKey& spared);
   absl::Status EraseSegment(const BlockKey& key);
   void AddProfile(const ProfileLayout& profile, Batch& batch);
   int64_t HeldBytes(const TierWant& want) const;
-  absl::StatusOr<FormPtr> LoadOne(const TierWant& want, MemoryBudget& budget, absl::Time deadline);
+  absl::StatusOr<FormPtr> LoadOne(const TierWant& want, MemoryBudget& budget,
+                                  const Patience& patience);
   void DropDamaged(const TierWant& want, const absl::Status& why);
 
   const int64_t limit_bytes_;
@@ -134,20 +135,18 @@ absl::Status DiskTier::CheckOpen() const {
   return absl::UnavailableError("disk tier: it is not open");
 }
 
-absl::Status DiskTier::Store(std::span<const StoredSegment> segments, absl::Time deadline) {
+absl::Status DiskTier::Store(std::span<const StoredSegment> segments, const Patience& patience) {
   KillPoint("disk.store");
   if (auto s = CheckHealth(); !s.ok()) return s;
   const uint64_t epoch = database_.epoch();
   for (const StoredSegment& segment : segments) {
-    if (absl::Now() >= deadline) {
-      return absl::DeadlineExceededError("disk tier: not everything was stored in time");
-    }
-    if (auto s = StoreOne(segment); !s.ok()) return s;
+    if (auto s = patience.Check(); !s.ok()) return s;
+    if (auto s = StoreOne(segment, patience); !s.ok()) return s;
   }
   return database_.Sync(epoch);
 }
 
-absl::Status DiskTier::StoreOne(const StoredSegment& segment) {
+absl::Status DiskTier::StoreOne(const StoredSegment& segment, const Patience& patience) {
   std::lock_guard<std::mutex> write_lock(write_mutex_);
   if (auto s = CheckOpen(); !s.ok()) return s;
   TierSegment described;
@@ -188,7 +187,15 @@ absl::Status DiskTier::StoreOne(const StoredSegment& segment) {
   Batch batch(*database);
   if (segment.context->layout != nullptr) AddProfile(*segment.context->layout, batch);
   for (const SegmentForm form : missing) {
-    if (auto s = WriteDiskForm(segment, form, *database, write, batch); !s.ok()) return s;
+    const absl::Status written = WriteDiskForm(segment, form, *database, write, batch, patience);
+    if (absl::IsDeadlineExceeded(written)) {
+      Batch undo(*database);
+      for (const SegmentForm each : missing) {
+        AbandonDiskForm(segment, each, segment.forms[each]->bytes(), undo);
+      }
+      if (auto s = database_.Write(undo); !s.ok()) return s;
+    }
+    if (!written.ok()) return written;
   }
   batch.PutDescription(segment.key, ++sequence_, EncodeDescription(described));
   KillPoint("disk.before_write");
@@ -247,7 +254,7 @@ absl::Status DiskTier::EraseSegment(const BlockKey& key) {
 }
 
 absl::StatusOr<std::vector<std::optional<TierSegment>>> DiskTier::Describe(
-    std::span<const BlockKey> keys, absl::Time /*deadline*/) {
+    std::span<const BlockKey> keys, const Patience& /*patience*/) {
   std::vector<std::optional<TierSegment>> result(keys.size());
   std::lock_guard<std::mutex> lock(mutex_);
   for (size_t i = 0; i < keys.size(); ++i) {
@@ -264,10 +271,11 @@ int64_t DiskTier::HeldBytes(const TierWant& want) const {
 }
 
 std::vector<absl::StatusOr<FormPtr>> DiskTier::Load(std::span<const TierWant> wants,
-                                                    MemoryBudget& budget, absl::Time deadline) {
+                                                    MemoryBudget& budget,
+                                                    const Patience& patience) {
   std::vector<absl::StatusOr<FormPtr>> results;
   for (const TierWant& want : wants) {
-    absl::StatusOr<FormPtr> form = LoadOne(want, budget, deadline);
+    absl::StatusOr<FormPtr> form = LoadOne(want, budget, patience);
     if (absl::IsDataLoss(form.status())) {
       DropDamaged(want, form.status());
     } else if (absl::IsUnavailable(form.status())) {
@@ -280,7 +288,7 @@ std::vector<absl::StatusOr<FormPtr>> DiskTier::Load(std::span<const TierWant> wa
 }
 
 absl::StatusOr<FormPtr> DiskTier::LoadOne(const TierWant& want, MemoryBudget& budget,
-                                          absl::Time deadline) {
+                                          const Patience& patience) {
   const int64_t bytes = HeldBytes(want);
   if (bytes == 0) return absl::NotFoundError("disk tier: not held");
   KillPoint("disk.before_load");
@@ -288,7 +296,7 @@ absl::StatusOr<FormPtr> DiskTier::LoadOne(const TierWant& want, MemoryBudget& bu
   if (database == nullptr) return absl::UnavailableError("disk tier: it is being opened again");
   RecordReader reader(*want.segment, want.form, budget);
   const absl::Status read =
-      ReadDiskForm(*database, *want.segment, want.form, bytes, deadline, reader);
+      ReadDiskForm(*database, *want.segment, want.form, bytes, patience, reader);
   absl::StatusOr<FormPtr> form = read.ok() ? reader.Finish() : read;
   // Gone meanwhile, or never whole.
   if (absl::IsNotFound(form.status()) && HeldBytes(want) > 0) {
@@ -332,7 +340,7 @@ void DiskTier::DropDamaged(const TierWant& want, const absl::Status& why) {
   database_.Write(batch).IgnoreError();
 }
 
-absl::Status DiskTier::Remove(std::span<const BlockKey> keys, absl::Time /*deadline*/) {
+absl::Status DiskTier::Remove(std::span<const BlockKey> keys, const Patience& /*patience*/) {
   if (auto s = CheckHealth(); !s.ok()) return s;
   const uint64_t epoch = database_.epoch();
   {
@@ -364,7 +372,7 @@ void DiskTier::AddProfile(const ProfileLayout& profile, Batch& batch) {
   batch.PutProfile(profile.id(), profile.profile().ToJson());
 }
 
-absl::Status DiskTier::StoreProfile(const ProfileLayout& profile, absl::Time /*deadline*/) {
+absl::Status DiskTier::StoreProfile(const ProfileLayout& profile, const Patience& /*patience*/) {
   if (auto s = CheckHealth(); !s.ok()) return s;
   const uint64_t epoch = database_.epoch();
   {
@@ -382,7 +390,7 @@ absl::Status DiskTier::StoreProfile(const ProfileLayout& profile, absl::Time /*d
   return database_.Sync(epoch);
 }
 
-absl::StatusOr<std::vector<std::string>> DiskTier::LoadProfiles(absl::Time /*deadline*/) {
+absl::StatusOr<std::vector<std::string>> DiskTier::LoadProfiles(const Patience& /*patience*/) {
   const std::shared_ptr<DiskDatabase> database = database_.get();
   if (database == nullptr) return absl::UnavailableError("disk tier: it is being opened again");
   std::vector<std::string> profiles;

@@ -79,7 +79,7 @@ std::vector<absl::StatusOr<RedisRecords::Stored>> RedisRecords::ReadManifests(
   return results;
 }
 
-void RedisRecords::Read(std::span<Reading> readings, absl::Time deadline) {
+void RedisRecords::Read(std::span<Reading> readings, const Patience& patience) {
   struct Chunk {
     Reading* reading;
     int64_t bytes;
@@ -88,7 +88,7 @@ void RedisRecords::Read(std::span<Reading> readings, absl::Time deadline) {
   std::vector<Chunk> chunks;
   int64_t window = 0;
   const auto flush = [&] {
-    auto replies = client_->Run(commands, deadline);
+    auto replies = client_->Run(commands, patience.deadline());
     for (size_t i = 0; i < chunks.size(); ++i) {
       Reading& reading = *chunks[i].reading;
       if (!reading.status.ok()) continue;
@@ -100,7 +100,9 @@ void RedisRecords::Read(std::span<Reading> readings, absl::Time deadline) {
       } else if (static_cast<int64_t>(reply->text.size()) != chunks[i].bytes) {
         reading.status = absl::DataLossError("a part of the record in Redis has another size");
       } else {
-        reading.status = reading.add(std::as_bytes(std::span(reply->text)));
+        reading.status = patience.Check();
+        if (reading.status.ok())
+          reading.status = reading.add(std::as_bytes(std::span(reply->text)));
       }
     }
     commands.clear();
@@ -115,6 +117,7 @@ void RedisRecords::Read(std::span<Reading> readings, absl::Time deadline) {
       chunks.push_back({&reading, reading.place.BytesOf(i)});
       window += reading.place.BytesOf(i);
       if (window >= kWindowBytes) flush();
+      if (reading.status.ok()) reading.status = patience.Check();
     }
   }
   flush();
@@ -122,10 +125,10 @@ void RedisRecords::Read(std::span<Reading> readings, absl::Time deadline) {
     if (!reading.status.ok()) continue;
     commands.push_back(RedisCommand::Of({"PEXPIRE", keys_.Manifest(reading.name), Ttl()}));
   }
-  client_->Run(commands, deadline);  // if it fails, it lives as long as it would have
+  client_->Run(commands, patience.deadline());  // if it fails, it lives as long as it would have
 }
 
-absl::Status RedisRecords::Write(std::span<const Writing> writings, absl::Time deadline) {
+absl::Status RedisRecords::Write(std::span<const Writing> writings, const Patience& patience) {
   thread_local absl::BitGen random;
   std::vector<Publication> publications;
   for (const Writing& writing : writings) {
@@ -141,7 +144,7 @@ absl::Status RedisRecords::Write(std::span<const Writing> writings, absl::Time d
     publication.manifest = EncodeRedisManifest({publication.place, writing.description});
     publications.push_back(std::move(publication));
   }
-  if (absl::Status s = WriteChunks(publications, deadline); !s.ok()) return s;
+  if (absl::Status s = WriteChunks(publications, patience); !s.ok()) return s;
 
   std::vector<RedisCommand> commands;
   for (const Publication& publication : publications) {
@@ -159,7 +162,7 @@ absl::Status RedisRecords::Write(std::span<const Writing> writings, absl::Time d
     wait.with_previous = true;
     commands.push_back(std::move(wait));
   }
-  const auto replies = client_->Run(commands, deadline);
+  const auto replies = client_->Run(commands, patience.deadline());
   size_t at = 0;
   for (const Publication& publication : publications) {
     const RedisRecordName& name = publication.writing->name;
@@ -172,14 +175,14 @@ absl::Status RedisRecords::Write(std::span<const Writing> writings, absl::Time d
     if (!set.ok()) return set.status();
     if (!whole) {
       // Redis evicts what it has just taken. The manifest must not stay.
-      const absl::Status dropped =
-          Drop(name, {publication.manifest, RedisManifest{publication.place, ""}}, deadline);
+      const absl::Status dropped = Drop(
+          name, {publication.manifest, RedisManifest{publication.place, ""}}, patience.deadline());
       return dropped.ok() ? absl::ResourceExhaustedError(
                                 "Redis evicts parts of a record before all of it is written")
                           : dropped;
     }
     if (set->type == RedisReply::Type::kNil) {
-      if (absl::Status s = Settle(publication, deadline); !s.ok()) return s;
+      if (absl::Status s = Settle(publication, patience.deadline()); !s.ok()) return s;
     }
     if (options_.wait_replicas == 0) continue;
     const absl::StatusOr<RedisReply>& wait = replies[at++];
@@ -194,11 +197,11 @@ absl::Status RedisRecords::Write(std::span<const Writing> writings, absl::Time d
 }
 
 absl::Status RedisRecords::WriteChunks(std::span<const Publication> publications,
-                                       absl::Time deadline) {
+                                       const Patience& patience) {
   std::vector<RedisCommand> commands;
   int64_t window = 0;
   const auto flush = [&] {
-    const absl::Status status = RunAll(commands, deadline);
+    const absl::Status status = RunAll(commands, patience.deadline());
     commands.clear();
     window = 0;
     return status;
@@ -214,6 +217,7 @@ absl::Status RedisRecords::WriteChunks(std::span<const Publication> publications
       window += publication.place.BytesOf(i++);
       if (window < kWindowBytes) continue;
       if (absl::Status s = flush(); !s.ok()) return s;
+      if (absl::Status s = patience.Check(); !s.ok()) return s;  // what is written expires
     }
   }
   return flush();

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "kv_service/core/patience.h"
 #include "kv_service/core/segment_record.h"
 #include "kv_service/redis/redis_client.h"
 #include "kv_service/tiers/redis_manifest.h"
@@ -52,8 +53,8 @@ class RedisRecords {
     absl::Status status;  // NotFound: a chunk is gone; DataLoss: it has another size
   };
   // Reads the records of all whose status is OK, about kWindowBytes at a time, and makes them live
-  // longer.
-  void Read(std::span<Reading> readings, absl::Time deadline);
+  // longer. Whatever is asked of Redis is waited for until the deadline.
+  void Read(std::span<Reading> readings, const Patience& patience);
 
   struct Writing {
     RedisRecordName name;
@@ -63,7 +64,7 @@ class RedisRecords {
   // OK: every record is readable by everyone, as this writer or as another one wrote it.
   // ResourceExhausted if Redis has no room; Unavailable also if too few replicas acknowledged in
   // time.
-  absl::Status Write(std::span<const Writing> writings, absl::Time deadline);
+  absl::Status Write(std::span<const Writing> writings, const Patience& patience);
 
   // Makes a record live as if it was new, for `at_least` at least. False if part of it is gone.
   absl::StatusOr<bool> Refresh(const RedisRecordName& name, const RedisRecordPlace& place,
@@ -86,7 +87,7 @@ class RedisRecords {
  private:
   struct Publication;
 
-  absl::Status WriteChunks(std::span<const Publication> publications, absl::Time deadline);
+  absl::Status WriteChunks(std::span<const Publication> publications, const Patience& patience);
   absl::Status Settle(const Publication& publication, absl::Time deadline);
   void AddUnlinks(const RedisRecordName& name, const RedisRecordPlace& place,
                   std::vector<RedisCommand>& commands) const;

@@ -49,24 +49,24 @@ class RedisTier final : public SegmentTier {
   Durability durability() const override { return Durability::kShared; }
   int load_batch() const override { return kLoadBatch; }
 
-  absl::Status Store(std::span<const StoredSegment> segments, absl::Time deadline) override;
-  absl::StatusOr<std::vector<std::optional<TierSegment>>> Describe(std::span<const BlockKey> keys,
-                                                                   absl::Time deadline) override;
+  absl::Status Store(std::span<const StoredSegment> segments, const Patience& patience) override;
+  absl::StatusOr<std::vector<std::optional<TierSegment>>> Describe(
+      std::span<const BlockKey> keys, const Patience& patience) override;
   std::vector<absl::StatusOr<FormPtr>> Load(std::span<const TierWant> wants, MemoryBudget& budget,
-                                            absl::Time deadline) override;
-  absl::Status Remove(std::span<const BlockKey> keys, absl::Time deadline) override;
+                                            const Patience& patience) override;
+  absl::Status Remove(std::span<const BlockKey> keys, const Patience& patience) override;
   void Touch(std::span<const BlockKey> keys, absl::Time until) override {
     if (!breaker_.open()) refresher_.Add(keys, until);
   }
-  absl::Status StoreProfile(const ProfileLayout& profile, absl::Time deadline) override;
-  absl::StatusOr<std::vector<std::string>> LoadProfiles(absl::Time deadline) override;
+  absl::Status StoreProfile(const ProfileLayout& profile, const Patience& patience) override;
+  absl::StatusOr<std::vector<std::string>> LoadProfiles(const Patience& patience) override;
   TierStats Stats() const override;
 
  private:
   absl::Status Enter();
   absl::Status Leave(absl::Status status);
 
-  absl::Status StoreForms(std::span<const StoredSegment> segments, absl::Time deadline);
+  absl::Status StoreForms(std::span<const StoredSegment> segments, const Patience& patience);
   absl::Status PutProfile(const ProfileLayout& profile, absl::Time deadline);
   absl::StatusOr<std::vector<std::string>> ReadProfiles(absl::Time deadline);
   absl::StatusOr<std::shared_ptr<const ProfileLayout>> FindProfile(const Digest& id);
@@ -139,21 +139,22 @@ absl::Status RedisTier::Leave(absl::Status status) {
   }
 }
 
-absl::Status RedisTier::Store(std::span<const StoredSegment> segments, absl::Time deadline) {
+absl::Status RedisTier::Store(std::span<const StoredSegment> segments, const Patience& patience) {
   if (absl::Status s = Enter(); !s.ok()) return s;
-  absl::Status status = Leave(StoreForms(segments, deadline));
+  absl::Status status = Leave(StoreForms(segments, patience));
   if (!status.ok()) ++write_errors_;
   return status;
 }
 
-absl::Status RedisTier::StoreForms(std::span<const StoredSegment> segments, absl::Time deadline) {
+absl::Status RedisTier::StoreForms(std::span<const StoredSegment> segments,
+                                   const Patience& patience) {
   absl::flat_hash_set<Digest> put;
   std::vector<RedisRecordName> names;
   std::vector<const StoredSegment*> owners;
   for (const StoredSegment& segment : segments) {
     const auto& layout = segment.context->layout;
     if (layout != nullptr && put.insert(layout->id()).second) {
-      if (absl::Status s = PutProfile(*layout, deadline); !s.ok()) return s;
+      if (absl::Status s = PutProfile(*layout, patience.deadline()); !s.ok()) return s;
     }
     for (const SegmentForm form : kHeldForms) {
       if (segment.forms[form] == nullptr) continue;
@@ -161,7 +162,7 @@ absl::Status RedisTier::StoreForms(std::span<const StoredSegment> segments, absl
       owners.push_back(&segment);
     }
   }
-  const auto stored = records_.ReadManifests(names, deadline);
+  const auto stored = records_.ReadManifests(names, patience.deadline());
   std::vector<std::unique_ptr<RecordWriter>> writers;
   std::vector<RedisRecords::Writing> writings;
   for (size_t i = 0; i < names.size(); ++i) {
@@ -173,22 +174,24 @@ absl::Status RedisTier::StoreForms(std::span<const StoredSegment> segments, absl
                                                   : absl::DataLossError("");
       const bool unreadable = absl::IsDataLoss(held.status()) || absl::IsNotFound(held.status());
       if (!held.ok() && !unreadable) return held.status();
-      const auto whole = held.ok() ? records_.Refresh(name, stored[i]->manifest->place, deadline)
-                                   : absl::StatusOr<bool>(false);
+      const auto whole =
+          held.ok() ? records_.Refresh(name, stored[i]->manifest->place, patience.deadline())
+                    : absl::StatusOr<bool>(false);
       if (!whole.ok()) return whole.status();
       if (*whole && described.segment.error_bound < held->segment.error_bound) {
         held->segment.error_bound = described.segment.error_bound;
-        absl::Status s = records_.Redescribe(name, *stored[i], EncodeDescription(*held), deadline);
+        absl::Status s =
+            records_.Redescribe(name, *stored[i], EncodeDescription(*held), patience.deadline());
         if (!s.ok()) return s;
       }
       if (*whole) continue;
       // Damaged, or no longer whole: it makes room.
-      if (absl::Status s = records_.Drop(name, *stored[i], deadline); !s.ok()) return s;
+      if (absl::Status s = records_.Drop(name, *stored[i], patience.deadline()); !s.ok()) return s;
     }
     writers.push_back(std::make_unique<RecordWriter>(*owners[i], name.form));
     writings.push_back({name, writers.back().get(), EncodeDescription(described)});
   }
-  return records_.Write(writings, deadline);
+  return records_.Write(writings, patience);
 }
 
 // The description, which must be of that record. A codec profile that is not known here is asked of
@@ -205,10 +208,10 @@ absl::StatusOr<TierSegment> RedisTier::Decode(const RedisRecordName& name,
 }
 
 absl::StatusOr<std::vector<std::optional<TierSegment>>> RedisTier::Describe(
-    std::span<const BlockKey> keys, absl::Time deadline) {
+    std::span<const BlockKey> keys, const Patience& patience) {
   if (absl::Status s = Enter(); !s.ok()) return s;
   const std::vector<RedisRecordName> names = AllForms(keys);
-  const auto stored = records_.ReadManifests(names, deadline);
+  const auto stored = records_.ReadManifests(names, patience.deadline());
   std::vector<std::optional<TierSegment>> result(keys.size());
   absl::Status failure = absl::OkStatus();
   bool any_answer = names.empty();
@@ -221,7 +224,8 @@ absl::StatusOr<std::vector<std::optional<TierSegment>>> RedisTier::Describe(
     auto described = stored[i]->manifest.has_value()
                          ? Decode(names[i], stored[i]->manifest->description)
                          : absl::DataLossError("");
-    if (absl::IsDataLoss(described.status())) DropDamaged(names[i], *stored[i], deadline);
+    if (absl::IsDataLoss(described.status()))
+      DropDamaged(names[i], *stored[i], patience.deadline());
     if (!described.ok()) continue;
     std::optional<TierSegment>& whole = result[i / std::size(kHeldForms)];
     if (!whole.has_value()) {
@@ -240,7 +244,8 @@ absl::StatusOr<std::vector<std::optional<TierSegment>>> RedisTier::Describe(
 }
 
 std::vector<absl::StatusOr<FormPtr>> RedisTier::Load(std::span<const TierWant> wants,
-                                                     MemoryBudget& budget, absl::Time deadline) {
+                                                     MemoryBudget& budget,
+                                                     const Patience& patience) {
   std::vector<absl::StatusOr<FormPtr>> results(wants.size(), absl::UnknownError(""));
   if (absl::Status s = Enter(); !s.ok()) {
     std::fill(results.begin(), results.end(), s);
@@ -248,7 +253,7 @@ std::vector<absl::StatusOr<FormPtr>> RedisTier::Load(std::span<const TierWant> w
   }
   std::vector<RedisRecordName> names;
   for (const TierWant& want : wants) names.push_back({want.segment->key, want.form});
-  const auto stored = records_.ReadManifests(names, deadline);
+  const auto stored = records_.ReadManifests(names, patience.deadline());
   std::vector<std::unique_ptr<RecordReader>> readers;
   std::vector<RedisRecords::Reading> readings;
   for (size_t i = 0; i < wants.size(); ++i) {
@@ -266,7 +271,7 @@ std::vector<absl::StatusOr<FormPtr>> RedisTier::Load(std::span<const TierWant> w
     }
     readings.push_back(std::move(reading));
   }
-  records_.Read(readings, deadline);
+  records_.Read(readings, patience);
   bool any_answer = wants.empty();
   absl::Status failure = absl::OkStatus();
   for (size_t i = 0; i < wants.size(); ++i) {
@@ -275,9 +280,10 @@ std::vector<absl::StatusOr<FormPtr>> RedisTier::Load(std::span<const TierWant> w
       results[i] = readers[i]->Finish();
       status = results[i].status();
     }
-    if (stored[i].ok() && absl::IsDataLoss(status)) DropDamaged(names[i], *stored[i], deadline);
+    if (stored[i].ok() && absl::IsDataLoss(status))
+      DropDamaged(names[i], *stored[i], patience.deadline());
     if (stored[i].ok() && absl::IsNotFound(status)) {
-      (void)records_.Drop(names[i], *stored[i], deadline);  // what is left of it
+      (void)records_.Drop(names[i], *stored[i], patience.deadline());  // what is left of it
     }
     const bool answered = status.ok() || absl::IsNotFound(status) || absl::IsDataLoss(status) ||
                           absl::IsResourceExhausted(status);
@@ -302,18 +308,18 @@ void RedisTier::DropDamaged(const RedisRecordName& name, const RedisRecords::Sto
   (void)records_.Drop(name, stored, deadline);
 }
 
-absl::Status RedisTier::Remove(std::span<const BlockKey> keys, absl::Time deadline) {
+absl::Status RedisTier::Remove(std::span<const BlockKey> keys, const Patience& patience) {
   if (absl::Status s = Enter(); !s.ok()) return s;
   const std::vector<RedisRecordName> names = AllForms(keys);
-  const auto stored = records_.ReadManifests(names, deadline);
-  absl::Status status = Leave(records_.Delete(names, stored, deadline));
+  const auto stored = records_.ReadManifests(names, patience.deadline());
+  absl::Status status = Leave(records_.Delete(names, stored, patience.deadline()));
   if (!status.ok()) ++write_errors_;
   return status;
 }
 
-absl::Status RedisTier::StoreProfile(const ProfileLayout& profile, absl::Time deadline) {
+absl::Status RedisTier::StoreProfile(const ProfileLayout& profile, const Patience& patience) {
   if (absl::Status s = Enter(); !s.ok()) return s;
-  absl::Status status = Leave(PutProfile(profile, deadline));
+  absl::Status status = Leave(PutProfile(profile, patience.deadline()));
   if (!status.ok()) ++write_errors_;
   return status;
 }
@@ -329,9 +335,9 @@ absl::Status RedisTier::PutProfile(const ProfileLayout& profile, absl::Time dead
       .status();
 }
 
-absl::StatusOr<std::vector<std::string>> RedisTier::LoadProfiles(absl::Time deadline) {
+absl::StatusOr<std::vector<std::string>> RedisTier::LoadProfiles(const Patience& patience) {
   if (absl::Status s = Enter(); !s.ok()) return s;
-  auto profiles = ReadProfiles(deadline);
+  auto profiles = ReadProfiles(patience.deadline());
   if (absl::Status s = Leave(profiles.status()); !s.ok()) {
     ++read_errors_;
     return s;

@@ -25,7 +25,7 @@ class FakeTier : public SegmentTier {
   Durability durability() const override { return Durability::kDisk; }
   int load_batch() const override { return 1; }
 
-  absl::Status Store(std::span<const StoredSegment> segments, absl::Time) override {
+  absl::Status Store(std::span<const StoredSegment> segments, const Patience&) override {
     if (absl::Status s = Behave(); !s.ok()) return s;
     std::lock_guard<std::mutex> lock(mutex_);
     for (const StoredSegment& segment : segments) {
@@ -43,7 +43,7 @@ class FakeTier : public SegmentTier {
     return absl::OkStatus();
   }
   absl::StatusOr<std::vector<std::optional<TierSegment>>> Describe(std::span<const BlockKey> keys,
-                                                                   absl::Time) override {
+                                                                   const Patience&) override {
     if (absl::Status s = Behave(); !s.ok()) return s;
     std::lock_guard<std::mutex> lock(mutex_);
     std::vector<std::optional<TierSegment>> result(keys.size());
@@ -62,7 +62,7 @@ class FakeTier : public SegmentTier {
     return result;
   }
   std::vector<absl::StatusOr<FormPtr>> Load(std::span<const TierWant> wants, MemoryBudget&,
-                                            absl::Time) override {
+                                            const Patience&) override {
     ++loads;
     while (stuck_loading) absl::SleepFor(absl::Milliseconds(1));
     std::vector<absl::StatusOr<FormPtr>> result;
@@ -84,14 +84,14 @@ class FakeTier : public SegmentTier {
     }
     return result;
   }
-  absl::Status Remove(std::span<const BlockKey> keys, absl::Time) override {
+  absl::Status Remove(std::span<const BlockKey> keys, const Patience&) override {
     std::lock_guard<std::mutex> lock(mutex_);
     for (const BlockKey& key : keys) held_.erase(key);
     return absl::OkStatus();
   }
   void Touch(std::span<const BlockKey>, absl::Time) override {}
-  absl::Status StoreProfile(const ProfileLayout&, absl::Time) override { return Behave(); }
-  absl::StatusOr<std::vector<std::string>> LoadProfiles(absl::Time) override {
+  absl::Status StoreProfile(const ProfileLayout&, const Patience&) override { return Behave(); }
+  absl::StatusOr<std::vector<std::string>> LoadProfiles(const Patience&) override {
     return std::vector<std::string>();
   }
   TierStats Stats() const override { return {}; }
@@ -303,6 +303,35 @@ TEST_F(TieredStoreTest, WhatDoesNotComeInTimeIsMissingAndNamed) {
   tier_->stuck_loading = false;
   const auto again = Open(keys_, {SegmentForm::kExact});
   for (const OpenSegment& segment : again) EXPECT_EQ(segment.missing, MissingReason::kNone);
+}
+
+TEST_F(TieredStoreTest, ACallThatEndsIsNotHeldUpByATierThatIsStuck) {
+  ASSERT_TRUE(Put(tokens_, Durability::kDisk).ok());
+  EvictAll();
+  tier_->stuck_loading = true;
+  const auto end = std::make_shared<CallEnd>();
+  std::thread caller([&] {
+    while (tier_->loads == 0) absl::SleepFor(absl::Milliseconds(1));
+    end->Come(absl::Now());
+  });
+  // Would last for ever.
+  const SegmentWant want{keys_[0], {SegmentForm::kExact}};
+  const auto fetched = tiers_.Fetch(std::span(&want, 1), {absl::InfiniteFuture(), end});
+  EXPECT_TRUE(fetched[0].late);
+  caller.join();
+  // What the tier did after that is known when it is done.
+  const auto overruns = [&] {
+    uint64_t count = 0;
+    for (const uint64_t each : tiers_.tiers()[0]->metrics().overrun.counts()) count += each;
+    return count;
+  };
+  EXPECT_EQ(overruns(), 0);
+  tier_->stuck_loading = false;
+  for (const absl::Time limit = absl::Now() + absl::Seconds(20);
+       overruns() == 0 && absl::Now() < limit;) {
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_EQ(overruns(), 1);
 }
 
 TEST_F(TieredStoreTest, DamageInTheTierIsAMiss) {

@@ -1,0 +1,77 @@
+#include "kv_service/rpc/call_watch.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr absl::Duration kLookEvery = absl::Milliseconds(5);
+
+}  // namespace
+
+CallWatch::CallWatch(absl::Duration limit, LatencyHistogram* overrun)
+    : limit_(limit), overrun_(overrun), thread_([this] { Run(); }) {}
+
+CallWatch::~CallWatch() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+void CallWatch::Run() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return stopping_ || !calls_.empty(); });
+    if (changed_.wait_for(lock, absl::ToChronoNanoseconds(kLookEvery),
+                          [this] { return stopping_; })) {
+      return;
+    }
+    const absl::Time now = absl::Now();
+    const int64_t oldest = absl::ToUnixNanos(now - limit_);
+    for (Call* call : calls_) {
+      if (call->kind_ != Kind::kFollower && call->context_->IsCancelled()) call->end_->Come(now);
+      if (call->kind_ == Kind::kUnary) continue;
+      if (call->last_progress_ > oldest || call->stalled_.exchange(true)) continue;
+      call->context_->TryCancel();
+    }
+  }
+}
+
+CallWatch::Call::Call(CallWatch* watch, grpc::ServerContext* context, Kind kind)
+    : watch_(watch),
+      context_(context),
+      kind_(kind),
+      patience_(absl::FromChrono(context->deadline()), end_),  // far away if the caller set none
+      last_progress_(absl::GetCurrentTimeNanos()) {
+  {
+    std::lock_guard lock(watch_->mutex_);
+    watch_->calls_.insert(this);
+  }
+  watch_->changed_.notify_one();
+}
+
+CallWatch::Call::~Call() {
+  {
+    std::lock_guard lock(watch_->mutex_);
+    watch_->calls_.erase(this);
+  }
+  const absl::Time now = absl::Now();
+  if (watch_->overrun_ != nullptr && patience_.end() < now) {
+    watch_->overrun_->Record(now - patience_.end());
+  }
+}
+
+void CallWatch::Call::Progress() { last_progress_ = absl::GetCurrentTimeNanos(); }
+
+absl::Status CallWatch::Call::status() const {
+  if (!stalled_) return absl::OkStatus();
+  return absl::DeadlineExceededError(absl::StrCat("the client neither sent nor read anything for ",
+                                                  absl::FormatDuration(watch_->limit_),
+                                                  " (--stall-seconds)"));
+}
+
+}  // namespace fourierkv

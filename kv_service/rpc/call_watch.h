@@ -1,0 +1,80 @@
+// Knows which calls are over, and ends those whose client has fallen silent.
+
+#pragma once
+
+#include <grpcpp/server_context.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "kv_service/core/latency_histogram.h"
+#include "kv_service/core/patience.h"
+
+namespace fourierkv {
+
+// A put whose client sends nothing more, or a fetch that nobody reads, would hold memory and a
+// place for as long as the connection lives. And a call that was cancelled would go on working for
+// nobody: gRPC tells that to who asks, so this asks for all calls every few milliseconds. Thread
+// safe; must outlive its calls.
+class CallWatch {
+ public:
+  // Streams without progress for `limit` and a little longer are cancelled. `overrun`, which may be
+  // null, counts how long calls went on after they were over.
+  explicit CallWatch(absl::Duration limit, LatencyHistogram* overrun = nullptr);
+  ~CallWatch();
+  CallWatch(const CallWatch&) = delete;
+  CallWatch& operator=(const CallWatch&) = delete;
+
+  absl::Duration limit() const { return limit_; }
+
+  enum class Kind {
+    kUnary,
+    kStream,    // must make progress
+    kFollower,  // the same, but works so little that nobody asks whether it is over
+  };
+
+  // One call, watched while this lives. Its progress belongs to one thread.
+  class Call {
+   public:
+    Call(CallWatch* watch, grpc::ServerContext* context, Kind kind);
+    ~Call();
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+
+    // A message was read or written.
+    void Progress();
+    // Lasts until the call's deadline, if it has one, or its cancellation.
+    const Patience& patience() const { return patience_; }
+    // OK, or DeadlineExceeded if the call was cancelled for want of progress.
+    absl::Status status() const;
+
+   private:
+    friend class CallWatch;
+    CallWatch* const watch_;
+    grpc::ServerContext* const context_;
+    const Kind kind_;
+    const std::shared_ptr<CallEnd> end_ = std::make_shared<CallEnd>();
+    const Patience patience_;
+    std::atomic<int64_t> last_progress_;  // nanoseconds since the epoch
+    std::atomic<bool> stalled_{false};
+  };
+
+ private:
+  void Run();
+
+  const absl::Duration limit_;
+  LatencyHistogram* const overrun_;
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_;
+  bool stopping_ = false;
+  std::set<Call*> calls_;
+  std::thread thread_;
+};
+
+}  // namespace fourierkv
