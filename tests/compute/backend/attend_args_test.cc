@@ -6,11 +6,12 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/compute/backend/backend_test_util.h"
+#include "tests/compute/backend/backend_under_test.h"
 
 namespace fourierkv {
 namespace {
 
-class AttendArgs : public testing::Test {
+class AttendArgs : public BackendTest {
  protected:
   AttendArgs() {
     good_.kv = cache_.View();
@@ -46,7 +47,6 @@ class AttendArgs : public testing::Test {
   std::vector<float> q_ = RandomQueries(8 * 4 * 64, 1, random_);
   std::vector<float> out_ = std::vector<float>(q_.size());
   AttentionArgs good_;
-  std::unique_ptr<ComputeBackend> backend_ = CreateCpuBackend(1);
 };
 
 TEST_F(AttendArgs, GoodOnesPass) {

@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "compute/base/bfloat16.h"
 #include "compute/codec/reference_codec.h"
+#include "gtest/gtest.h"
 #include "tests/compute/codec/random_codec_input.h"
 
 namespace fourierkv {

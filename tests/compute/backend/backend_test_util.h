@@ -79,21 +79,4 @@ class TestCache {
 // ||a - b|| / ||b||.
 double RelativeError(const std::vector<float>& a, const std::vector<double>& b);
 
-// Runs `body(name)` with every instruction set that this machine can run, then restores the best.
-template <typename Body>
-void ForEachTarget(const Body& body);
-
 }  // namespace fourierkv
-
-#include "compute/backend/cpu/kernels.h"
-#include "gtest/gtest.h"
-
-template <typename Body>
-void fourierkv::ForEachTarget(const Body& body) {
-  for (int64_t target : cpu::RunnableTargets()) {
-    cpu::ForceTarget(target);
-    SCOPED_TRACE(cpu::TargetName());
-    body();
-  }
-  cpu::ForceTarget(0);
-}

@@ -1,4 +1,4 @@
-// Encoding and decoding on every instruction set against the float64 reference.
+// Encoding and decoding against the float64 reference.
 
 #include <cmath>
 #include <cstdlib>
@@ -9,17 +9,17 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/compute/backend/backend_test_util.h"
+#include "tests/compute/backend/backend_under_test.h"
 #include "tests/compute/backend/payload_parity.h"
 
 namespace fourierkv {
 namespace {
 
-class CodecParity : public testing::Test {
+class CodecParity : public BackendTest {
  protected:
   const uint64_t seed_ = FreshSeed();
   std::mt19937_64 random_{seed_};
   testing::ScopedTrace trace_{__FILE__, __LINE__, "seed " + std::to_string(seed_)};
-  std::unique_ptr<ComputeBackend> backend_ = CreateCpuBackend(2);
 };
 
 TEST_F(CodecParity, EncodeAgreesWithTheReference) {
@@ -195,10 +195,74 @@ TEST_F(CodecParity, PayloadsDoNotDependOnThreads) {
   for (int threads : {1, 2, 3}) {
     payloads.emplace_back(layout.payload_bytes);
     EncodeJob job{&layout, dense.data(), 256 * 96, payloads.back().data()};
-    ASSERT_TRUE(CreateCpuBackend(threads)->Encode(test.dtype, {&job, 1}).ok());
+    ASSERT_TRUE(CreateBackendUnderTest(threads)->Encode(test.dtype, {&job, 1}).ok());
   }
   EXPECT_EQ(payloads[0], payloads[1]);
   EXPECT_EQ(payloads[0], payloads[2]);
+}
+
+TEST_F(CodecParity, JobsOfManyLayoutsAreTheSameInOneCall) {
+  std::vector<std::unique_ptr<ProfileLayout>> layouts;
+  std::vector<std::vector<uint16_t>> dense;
+  std::vector<std::vector<std::byte>> alone, together;
+  std::vector<EncodeJob> jobs;
+  std::vector<float> errors;
+  for (const CodecCase& test : CodecCases()) {
+    if (test.dtype != KvDtype::kBf16) continue;
+    layouts.push_back(RandomLayout(test, random_));
+  }
+  constexpr int kRounds = 3;  // so that jobs of one layout are not beside each other
+  for (int round = 0; round < kRounds; ++round) {
+    for (const auto& layout : layouts) {
+      const PartLayout& part = layout->part(0, round % 2 == 0 ? Part::kK : Part::kV);
+      dense.push_back(
+          RandomKv(part.kv_heads, part.segment_tokens, part.head_dim, KvDtype::kBf16, random_));
+      alone.emplace_back(part.payload_bytes);
+      together.emplace_back(part.payload_bytes);
+      EncodeJob job{&part, dense.back().data(),
+                    static_cast<int64_t>(part.segment_tokens) * part.head_dim, alone.back().data()};
+      ASSERT_TRUE(backend_->Encode(KvDtype::kBf16, {&job, 1}).ok());
+      errors.push_back(job.relative_error);
+      job.payload = together.back().data();
+      jobs.push_back(job);
+    }
+  }
+  ASSERT_TRUE(backend_->Encode(KvDtype::kBf16, jobs).ok());
+  std::vector<std::vector<uint16_t>> decoded(dense.size()), decoded_alone(dense.size());
+  std::vector<DecodeJob> decode;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_EQ(together[i], alone[i]);
+    EXPECT_EQ(jobs[i].relative_error, errors[i]);
+    decoded[i].resize(dense[i].size());
+    decoded_alone[i].resize(dense[i].size());
+    decode.push_back(
+        {jobs[i].layout, alone[i].data(), decoded_alone[i].data(), jobs[i].head_stride});
+    ASSERT_TRUE(backend_->Decode(KvDtype::kBf16, {&decode.back(), 1}).ok());
+    decode.back().dense = decoded[i].data();
+  }
+  ASSERT_TRUE(backend_->Decode(KvDtype::kBf16, decode).ok());
+  EXPECT_EQ(decoded, decoded_alone);
+}
+
+TEST_F(CodecParity, TheFirstJobThatIsRefusedIsNamed) {
+  const CodecCase test = {64, 2, 128, BasisKind::kDct2, {8}, {4}, KvDtype::kBf16};
+  const auto one = RandomLayout(test, random_), other = RandomLayout(test, random_);
+  std::vector<std::vector<uint16_t>> dense;
+  std::vector<std::vector<std::byte>> payloads;
+  std::vector<EncodeJob> jobs;
+  for (int i = 0; i < 6; ++i) {
+    // Later layouts first: the order of jobs counts, not that in which they are done.
+    const PartLayout& layout = (i % 2 == 0 ? other : one)->part(0, Part::kK);
+    dense.push_back(RandomKv(2, 128, 64, test.dtype, random_));
+    payloads.emplace_back(layout.payload_bytes);
+    jobs.push_back({&layout, dense.back().data(), 128 * 64, payloads.back().data()});
+  }
+  dense[5][7] = dense[2][64 * 3 + 1] = FloatToBf16(INFINITY);
+  const absl::Status status = backend_->Encode(test.dtype, jobs);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              testing::HasSubstr("head 0, token 3 of the segment, channel 1"));
 }
 
 TEST_F(CodecParity, BadJobsAreRefused) {
