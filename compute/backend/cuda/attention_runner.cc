@@ -100,6 +100,10 @@ void AddTiles(const std::vector<kernels::PageRef>& pages, int64_t head_stride, i
   }
 }
 
+absl::Status TooMuchForTheKernel() {
+  return absl::UnimplementedError("the attention kernel does not take such sizes");
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<AttentionRunner>> AttentionRunner::Create(StagedUpload* upload,
@@ -127,10 +131,13 @@ void AttentionRunner::Clear() {
 
 absl::Status AttentionRunner::Attend(const AttentionArgs& args) {
   contents_->BeginCall();
-  if (args.query_tokens == 1) {
+  if (args.query_tokens == 1 && args.scale > 0) {
     absl::StatusOr<const kernels::AttentionPlanView*> plan = FindPlan(args);
     if (!plan.ok()) return plan.status();
-    if (*plan != nullptr) return AttendCompact(args, **plan);
+    if (*plan != nullptr) {
+      absl::Status status = AttendCompact(args, **plan);
+      if (!absl::IsUnimplemented(status)) return status;
+    }
   }
   return AttendDecoded(args);
 }
@@ -193,11 +200,7 @@ absl::Status AttentionRunner::AttendCompact(const AttentionArgs& args,
   if (absl::Status s = upload(page_offsets, page_offsets_at); !s.ok()) return s;
 
   const int64_t needed = kernels::FourierAttentionWorkspace(plan, sets.sets(), sets.query_heads());
-  if (needed < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("the GPU cannot attend with ", args.query_heads,
-                                                   " query heads to ", kv.kv_heads, " KV heads of ",
-                                                   kv.head_dim, " channels"));
-  }
+  if (needed < 0) return TooMuchForTheKernel();
   absl::StatusOr<bool> fresh = workspace_.Reserve(needed);
   if (!fresh.ok()) return fresh.status();
   if (*fresh) {
@@ -226,8 +229,12 @@ absl::Status AttentionRunner::AttendCompact(const AttentionArgs& args,
   params.workspace = workspace_.data();
   params.workspace_bytes = static_cast<int64_t>(workspace_.size());
   if (absl::Status s = upload_->Delay(stream_.get()); !s.ok()) return s;
-  absl::Status s = CudaStatus(kernels::LaunchFourierAttention(params, stream_.get()),
-                              "attention to compact segments");
+  const cudaError_t launched = kernels::LaunchFourierAttention(params, stream_.get());
+  if (launched == cudaErrorInvalidValue) {
+    cudaGetLastError();  // so that the next launch is not blamed for it
+    return TooMuchForTheKernel();
+  }
+  absl::Status s = CudaStatus(launched, "attention to compact segments");
   if (!s.ok()) return s;
 
   std::vector<float> out(q.size()), lse(sets.vectors());

@@ -42,6 +42,7 @@ class AttentionRunner {
 
   // Null if segments must be decoded.
   absl::StatusOr<const kernels::AttentionPlanView*> FindPlan(const AttentionArgs& args);
+  // Unimplemented if the kernel does not take such sizes.
   absl::Status AttendCompact(const AttentionArgs& args, const kernels::AttentionPlanView& plan);
   absl::Status AttendDecoded(const AttentionArgs& args);
 
