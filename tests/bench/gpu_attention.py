@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Attention on compact caches beside attention on dense ones, on one GPU: the whole table.
 
-Runs gpu_dense_attention.py (PyTorch and whatever else is installed) and gpu_attention_bench (this
-project), both for one new token of each sequence in one layer of Llama-3.1-8B's shape, and divides.
+Runs gpu_attention_bench (this project's codec profiles), gpu_sequence_bench if it was built (the
+published form, "faithful", and for small sizes the published method, "rebuild") and
+gpu_dense_attention.py (PyTorch and whatever else is installed), all for one new token of each sequence
+in one layer of Llama-3.1-8B's shape, and divides.
 Every speed-up is against the fastest dense attention found: a library's, or this project's own on
 pages. Without PyTorch only the latter, which the table says.
 
@@ -11,7 +13,8 @@ Bytes are those of payloads and pages; "of copy" is their rate divided by that o
 copy (bytes read plus bytes written) in the same run. Errors are relative, against float64 on the same
 compact data, so they are the kernel's and not the codec's; "as timed" counts that outputs are bf16.
 
-    cmake --preset cuda && cmake --build --preset cuda --target gpu_attention_bench
+    cmake --preset cuda
+    cmake --build --preset cuda --target gpu_attention_bench gpu_sequence_bench
     tests/bench/gpu_attention.py            # everything, a few minutes
     tests/bench/gpu_attention.py --quick    # the four main sizes
 """
@@ -25,13 +28,64 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 DEFAULT_BENCH = HERE.parent.parent / "build" / "cuda" / "bin" / "gpu_attention_bench"
+REBUILD_TOKENS = 1 << 18  # more, with the published method, take seconds
 LAUNCH_BOUND = 1.1  # launched singly, this much slower than in a graph: worth a mark
 
 
-def run_json(command):
+def run(command):
     """What the command printed, or None if it failed; it has then said why."""
     result = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-    return json.loads(result.stdout) if result.returncode == 0 else None
+    return result.stdout if result.returncode == 0 else None
+
+
+def run_json(command):
+    output = run(command)
+    return None if output is None else json.loads(output)
+
+
+def sequence_rows(line):
+    """Rows of the table from a line of gpu_sequence_bench about one size."""
+    size = {"batch": line["batch"], "tokens": line["context"], "bytes": line["bytes"]}
+    size["dense_bytes"] = line["bytes"] / line["bytes_of_dense"]
+    rows = [
+        {
+            "profile": "faithful",
+            "microseconds": line["us"],
+            "stream_microseconds": line["us_stream"],
+            "relative_error": line["relative_error"],
+        }
+    ]
+    if "rebuild_us" in line:
+        rows.append(
+            {
+                "profile": "rebuild",
+                "microseconds": line["rebuild_us"],
+                "stream_microseconds": line["rebuild_us"],
+                "relative_error": line["rebuild_relative_error"],
+            }
+        )
+    for row in rows:
+        row |= size
+        row["case"] = f"{line['batch']}x{line['context'] // 1024}k:{row['profile']}"
+        row["bytes_per_second"] = line["bytes"] / row["microseconds"] * 1e6
+    return rows
+
+
+def run_sequence(program, quick, repeat):
+    """Rows of the published form; none if the program is not there or fails."""
+    grids = (["8", "32", "128"], ["32768"]), (["1"], ["131072"])
+    if not quick:
+        grids = ((["1", "8", "32", "128"], ["4096", "32768", "131072"]),)
+    if not program.is_file():
+        print(f"gpu_attention.py: without the published form: no {program}", file=sys.stderr)
+        return []
+    rows = []
+    for batches, contexts in grids:
+        command = [program, "--repeat", str(repeat), "--rebuild-tokens", str(REBUILD_TOKENS)]
+        output = run([*command, "--batch", *batches, "--context", *contexts]) or b""
+        for line in map(json.loads, output.splitlines()):
+            rows += sequence_rows(line) if "batch" in line else []
+    return rows
 
 
 def combine(compact, dense):
@@ -42,9 +96,7 @@ def combine(compact, dense):
     if dense is not None:
         report["dense_libraries"] = {key: dense[key] for key in ("torch", "skipped")}
         for row in dense["rows"]:
-            row = dict(row, dense=True, dense_bytes=row["bytes"])
-            row["fraction_of_copy"] = row["bytes_per_second"] / compact["copy_bytes_per_second"]
-            rows.append(row)
+            rows.append(dict(row, dense=True, dense_bytes=row["bytes"]))
     rows += [dict(row, dense=row["profile"] == "plain-dense") for row in compact["rows"]]
     fastest = {}
     for row in rows:
@@ -53,6 +105,7 @@ def combine(compact, dense):
         if row["dense"] and (best is None or row["microseconds"] < best["microseconds"]):
             fastest[size] = row
     for row in rows:
+        row["fraction_of_copy"] = row["bytes_per_second"] / compact["copy_bytes_per_second"]
         best = fastest.get((row["batch"], row["tokens"]))
         if best is not None:
             row["fastest_dense"] = best["profile"]
@@ -131,6 +184,8 @@ def main():
     compact = run_json([args.bench, *flags])
     if compact is None:
         sys.exit("gpu_attention.py: gpu_attention_bench failed")
+    sequence_bench = pathlib.Path(args.bench).with_name("gpu_sequence_bench")
+    compact["rows"] += run_sequence(sequence_bench, args.quick, args.repeat)
     dense = None
     if importlib.util.find_spec("torch") is None:
         print("gpu_attention.py: PyTorch is not installed for this python", file=sys.stderr)

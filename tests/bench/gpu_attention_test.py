@@ -59,6 +59,22 @@ class Combine(unittest.TestCase):
         self.assertIn("own kernel only", gpu_attention.table(report))
 
 
+class SequenceRows(unittest.TestCase):
+    LINE = {"batch": 8, "context": 32768, "us": 100.0, "us_stream": 101.0, "bytes": 3e8,
+            "bytes_of_dense": 0.3, "relative_error": 1e-3}
+
+    def test_are_like_the_others(self):
+        ours = compact(row("plain-dense", 400, batch=8), *gpu_attention.sequence_rows(self.LINE))
+        report = gpu_attention.combine(ours, None)
+        self.assertEqual(speed_ups(report)[8, "faithful"], 4)
+        self.assertRegex(gpu_attention.table(report), r"faithful +100\.0 +300\.0 +30\.0% +3\.00 +75%")
+
+    def test_have_the_published_method_where_it_was_timed(self):
+        line = dict(self.LINE, rebuild_us=5e4, rebuild_relative_error=2e-3)
+        profiles = [r["profile"] for r in gpu_attention.sequence_rows(line)]
+        self.assertEqual(profiles, ["faithful", "rebuild"])
+
+
 class Table(unittest.TestCase):
     def test_marks_what_the_host_limits_and_says_what_was_skipped(self):
         ours = compact(row("plain-dense", 10), row("int8", 5, stream_microseconds=9, exact_regions=True))
