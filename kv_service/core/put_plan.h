@@ -43,6 +43,8 @@ struct PutPlan {
   int64_t sequence_capacity = 0;
   // What the commit waits for, where a tier offers it.
   Durability durability = Durability::kMemory;
+  // Of the blobs that the namespace's tenant may have in memory when it is committed; 0: no limit.
+  int64_t tenant_limit_bytes = 0;
 };
 
 struct PlannedSegment {

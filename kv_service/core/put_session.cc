@@ -112,6 +112,7 @@ void PutSession::Start(PutPlan plan, std::vector<PlannedSegment> segments, Compu
                        const Patience& patience) {
   segments_ = std::move(segments);
   durability_ = plan.durability;
+  tenant_limit_bytes_ = plan.tenant_limit_bytes;
   patience_ = patience;
   layers_ = plan.context->ns.geometry.layers;
   collector_ = std::make_unique<PartCollector>(plan, segments_, store_->budget(), backend,
@@ -192,7 +193,7 @@ absl::StatusOr<PutStats> PutSession::Commit(const Patience& tier_patience) {
     stats.compact_bytes += bytes(SegmentForm::kCompact);
     stats.archived_bytes += bytes(SegmentForm::kArchived);
   }
-  const auto result = store_->Commit(std::move(batch));
+  const auto result = store_->Commit(std::move(batch), tenant_limit_bytes_);
   if (!result.ok()) return End(result.status());
   KillPoint("put.in_memory");
   if (tiers_ != nullptr) {

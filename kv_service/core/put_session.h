@@ -88,6 +88,7 @@ class PutSession {
   TieredStore* tiers_;  // null: memory alone
   std::shared_ptr<std::atomic<int>> running_;
   Durability durability_ = Durability::kMemory;  // wanted
+  int64_t tenant_limit_bytes_ = 0;
   Patience patience_ = absl::InfiniteFuture();
   int layers_ = 0;
   std::vector<PlannedSegment> segments_;

@@ -36,10 +36,17 @@ class HeldFormSet {
   std::array<FormPtr, 3> forms_;
 };
 
+// What the segments of one tenant hold together.
+struct TenantShare {
+  int64_t namespaces = 0;
+  int64_t bytes = 0;  // of blobs
+};
+
 // A namespace that segments of the index are of, shared by all of them.
 struct IndexedNamespace {
   std::shared_ptr<const NamespaceContext> context;
   int64_t segments = 0;
+  TenantShare* share = nullptr;  // of its tenant
 };
 
 // Links are to entries of the same tree. Change through SegmentTree only.

@@ -8,6 +8,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "kv_service/core/segment_tree.h"
+#include "kv_service/core/tenant_salt.h"
 
 namespace fourierkv {
 namespace {
@@ -148,7 +149,8 @@ absl::StatusOr<SegmentSummary> SegmentStore::Describe(const BlockKey& key) const
   return entry->Summarize();
 }
 
-absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> batch) {
+absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> batch,
+                                                  int64_t tenant_limit) {
   // Before the lock: making room evicts, which takes it.
   const auto new_at_most =
       std::count_if(batch.begin(), batch.end(),
@@ -175,6 +177,7 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
     if (auto s = CheckParent(segment, place); !s.ok()) return s;
     earlier.emplace(segment.key, &segment);
   }
+  if (auto s = CheckTenantLocked(batch, tenant_limit); !s.ok()) return s;
   CommitResult result;
   tree_->BeginTouch(clock_());
   for (size_t i = 0; i < batch.size(); ++i) {
@@ -199,6 +202,25 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
   StoreMetrics::Add(metrics_->segments_stored, result.stored);
   StoreMetrics::Add(metrics_->segments_deduplicated, result.deduplicated);
   return result;
+}
+
+absl::Status SegmentStore::CheckTenantLocked(std::span<const StoredSegment> batch,
+                                             int64_t limit) const {
+  if (limit <= 0 || batch.empty()) return absl::OkStatus();
+  int64_t more = 0;
+  for (const StoredSegment& segment : batch) {
+    const SegmentEntry* const stored = tree_->Find(segment.key);
+    for (const SegmentForm form : kHeldForms) {
+      const FormPtr& given = segment.forms[form];
+      if (given == nullptr) continue;
+      if (stored == nullptr || stored->forms.Place(form) == nullptr) more += given->bytes();
+    }
+  }
+  const int64_t held = tree_->TenantBytes(TenantOf(batch.front().context->ns));
+  if (more <= std::max<int64_t>(0, limit - held)) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the tenant stores ", held, " of its ", limit, " bytes (quota stored_bytes); ",
+                   more, " more do not fit: delete segments, or wait until some are evicted"));
 }
 
 absl::Status SegmentStore::Anchor(std::span<const StoredSegment> places) {
@@ -345,6 +367,11 @@ StoreStats SegmentStore::Stats() const {
   StoreStats stats = tree_->stats();
   stats.leases = leases_.size();
   return stats;
+}
+
+int64_t SegmentStore::TenantBytes(absl::string_view tenant) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return tree_->TenantBytes(tenant);
 }
 
 std::vector<SegmentSummary> SegmentStore::List(int64_t limit) const {

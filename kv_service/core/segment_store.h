@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "kv_service/core/block_key.h"
@@ -112,8 +113,9 @@ class SegmentStore {
   // already holds are kept and those given for it dropped, and the lower error bound holds; a
   // segment given with no form must be stored already. FailedPrecondition if a parent is neither
   // stored nor earlier in the batch, or is a tail, of another namespace or at another index than
-  // one less; ResourceExhausted if the budget has no room for the bookkeeping.
-  absl::StatusOr<CommitResult> Commit(std::vector<StoredSegment> batch);
+  // one less; ResourceExhausted if the budget has no room for the bookkeeping, or if the batch's
+  // tenant would then have blobs of more than `tenant_limit` bytes here (0: no limit).
+  absl::StatusOr<CommitResult> Commit(std::vector<StoredSegment> batch, int64_t tenant_limit = 0);
 
   // Gives segments that are held elsewhere a place here: those of `places`, parents before
   // children, that are not stored become holes. Statuses as Commit's.
@@ -149,6 +151,8 @@ class SegmentStore {
   int64_t Evict(int64_t bytes);
 
   StoreStats Stats() const;
+  // Of the blobs that a tenant's segments have here.
+  int64_t TenantBytes(absl::string_view tenant) const;
   // At most `limit` rows (0: all), ordered by namespace root, index, key: parents before children.
   // Like Walk, not one moment's if the store changes meanwhile.
   std::vector<SegmentSummary> List(int64_t limit = 0) const;
@@ -166,6 +170,7 @@ class SegmentStore {
   absl::StatusOr<Lease> GrantLocked(std::vector<BlockKey> keys, absl::Duration ttl);
   int64_t ExpireLocked();
   void UnholdLocked(std::span<const BlockKey> keys);
+  absl::Status CheckTenantLocked(std::span<const StoredSegment> batch, int64_t limit) const;
   void SettleLocked();  // charges the budget for the segments that there are now
   void Unpin(std::span<const BlockKey> keys);
 

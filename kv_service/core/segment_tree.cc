@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "kv_service/core/tenant_salt.h"
+
 namespace fourierkv {
 namespace {
 
@@ -18,9 +20,25 @@ SegmentEntry* SegmentTree::Find(const BlockKey& key) const {
 
 IndexedNamespace* SegmentTree::Enter(const std::shared_ptr<const NamespaceContext>& context) {
   std::unique_ptr<IndexedNamespace>& space = namespaces_[context->root];
-  if (space == nullptr) space = std::make_unique<IndexedNamespace>(IndexedNamespace{context, 0});
+  if (space == nullptr) {
+    TenantShare& share = tenants_[std::string(TenantOf(context->ns))];
+    ++share.namespaces;
+    space = std::make_unique<IndexedNamespace>(IndexedNamespace{context, 0, &share});
+  }
   ++space->segments;
   return space.get();
+}
+
+void SegmentTree::Leave(IndexedNamespace& space) {
+  if (--space.segments > 0) return;
+  const std::shared_ptr<const NamespaceContext> context = space.context;
+  if (--space.share->namespaces == 0) tenants_.erase(std::string(TenantOf(context->ns)));
+  namespaces_.erase(context->root);
+}
+
+int64_t SegmentTree::TenantBytes(absl::string_view tenant) const {
+  const auto it = tenants_.find(std::string(tenant));
+  return it == tenants_.end() ? 0 : it->second.bytes;
 }
 
 SegmentEntry& SegmentTree::Insert(StoredSegment segment) {
@@ -36,7 +54,7 @@ SegmentEntry& SegmentTree::Insert(StoredSegment segment) {
   for (const SegmentForm form : kHeldForms) {
     FormPtr& given = segment.forms[form];
     if (given == nullptr || entry.forms.Place(form) != nullptr) continue;
-    Count(given, 1);
+    Count(entry, given, 1);
     entry.forms.Set(std::move(given));
   }
   entry.parent = Find(segment.parent);
@@ -59,7 +77,7 @@ SegmentEntry& SegmentTree::Insert(StoredSegment segment) {
 
 bool SegmentTree::AddForm(SegmentEntry& entry, FormPtr form) {
   if (entry.forms.Place(form->form()) != nullptr) return false;
-  Count(form, 1);
+  Count(entry, form, 1);
   entry.forms.Set(std::move(form));
   Refresh(entry);
   if (observer_ != nullptr) observer_->Held(entry);
@@ -70,7 +88,7 @@ void SegmentTree::DropForm(SegmentEntry& entry, SegmentForm form, RemovalReason 
                            Garbage& garbage) {
   FormPtr taken = entry.forms.Take(form);
   if (taken == nullptr) return;
-  Count(taken, -1);
+  Count(entry, taken, -1);
   garbage.push_back(std::move(taken));
   Refresh(entry);
   if (observer_ == nullptr) return;
@@ -125,11 +143,11 @@ void SegmentTree::Remove(SegmentEntry& entry, RemovalReason reason, Garbage& gar
   if (entry.tail) --stats_.tails;
   for (const SegmentForm form : kHeldForms) {
     if (FormPtr taken = entry.forms.Take(form); taken != nullptr) {
-      Count(taken, -1);
+      Count(entry, taken, -1);
       garbage.push_back(std::move(taken));
     }
   }
-  if (--entry.space->segments == 0) namespaces_.erase(entry.space->context->root);
+  Leave(*entry.space);
   shards_[ShardOf(entry.key)].erase(&entry);
   slab_.Free(entry);
 }
@@ -154,7 +172,8 @@ SegmentTree::Evicted SegmentTree::Evict(int64_t bytes, int64_t overhead, Garbage
   return evicted;
 }
 
-void SegmentTree::Count(const FormPtr& form, int sign) {
+void SegmentTree::Count(const SegmentEntry& entry, const FormPtr& form, int sign) {
+  entry.space->share->bytes += sign * form->bytes();
   FormTotals& totals = stats_.forms[form->form()];
   totals.count += sign;
   totals.bytes += sign * form->bytes();

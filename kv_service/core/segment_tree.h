@@ -4,11 +4,14 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "kv_service/core/block_key.h"
 #include "kv_service/core/eviction_index.h"
@@ -81,6 +84,8 @@ class SegmentTree {
   const EntrySlab& entries() const { return slab_; }
   // All but leases; kept up to date, not counted.
   const StoreStats& stats() const { return stats_; }
+  // Of blobs in all namespaces of a tenant (tenant_salt.h).
+  int64_t TenantBytes(absl::string_view tenant) const;
   // Of all namespaces with segments, by root key.
   const absl::flat_hash_map<Digest, std::unique_ptr<IndexedNamespace>>& namespaces() const {
     return namespaces_;
@@ -104,13 +109,15 @@ class SegmentTree {
   static size_t ShardOf(const BlockKey& key) { return key.bytes[0] % kShards; }
 
   IndexedNamespace* Enter(const std::shared_ptr<const NamespaceContext>& context);
-  void Count(const FormPtr& form, int sign);
+  void Leave(IndexedNamespace& space);
+  void Count(const SegmentEntry& entry, const FormPtr& form, int sign);
   void Refresh(SegmentEntry& entry);
 
   SegmentObserver* const observer_;
   EntrySlab slab_;
   std::array<Shard, kShards> shards_;
   absl::flat_hash_map<Digest, std::unique_ptr<IndexedNamespace>> namespaces_;
+  std::map<std::string, TenantShare> tenants_;  // of those with namespaces
   EvictionIndex index_;
   StoreStats stats_;
   uint64_t tick_ = 0;

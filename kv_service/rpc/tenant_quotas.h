@@ -23,6 +23,7 @@ struct TenantQuota {
   double burst = 0;                // requests at once after a silence; 0: those of one second
   int64_t streams = 0;             // puts and fetches at the same time
   int64_t in_flight_bytes = 0;     // dense bytes of all tokens of running puts
+  int64_t stored_bytes = 0;        // of blobs in memory, when a put is committed
 
   bool operator==(const TenantQuota&) const = default;
 };
@@ -84,6 +85,8 @@ class TenantQuotas {
   // One more stream; a put's bytes before they are sent. ResourceExhausted.
   absl::StatusOr<Share> TakeStream(const std::string& tenant);
   absl::StatusOr<Share> TakeInFlight(const std::string& tenant, int64_t bytes);
+  // Who stores knows what is stored (PutPlan::tenant_limit_bytes).
+  int64_t StoredLimit(const std::string& tenant);
 
  private:
   explicit TenantQuotas(std::unique_ptr<ReloadedFile<QuotaTable>> file) : file_(std::move(file)) {}

@@ -26,13 +26,14 @@ QuotaTable Parse(const std::string& text) {
 TEST(ParseQuotasTest, WhatATenantsLacksIsTheDefaults) {
   const QuotaTable table = Parse(R"({
     "default": {"requests_per_second": 10.5, "streams": 4},
-    "tenants": {"a": {"streams": 8, "in_flight_bytes": 1e9}, "b": {"requests_per_second": 0}}})");
+    "tenants": {"a": {"streams": 8, "in_flight_bytes": 1e9, "stored_bytes": 5}, "b": {"requests_per_second": 0}}})");
   EXPECT_EQ(table.Of("other").requests_per_second, 10.5);
   EXPECT_EQ(table.Of("other").streams, 4);
   EXPECT_EQ(table.Of("other").in_flight_bytes, 0);
   EXPECT_EQ(table.Of("a").requests_per_second, 10.5);
   EXPECT_EQ(table.Of("a").streams, 8);
   EXPECT_EQ(table.Of("a").in_flight_bytes, 1'000'000'000);
+  EXPECT_EQ(table.Of("a").stored_bytes, 5);
   EXPECT_EQ(table.Of("b").requests_per_second, 0);
   EXPECT_EQ(Parse("{}").Of("a"), TenantQuota());
 }
