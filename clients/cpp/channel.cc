@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "proto/support/client_call_log.h"
 #include "proto/support/grpc_lifetime.h"
 #include "proto/support/loopback.h"
 #include "proto/support/raw_call.h"
@@ -133,6 +134,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectChannel(const std::string&
     if (!token.ok()) return token.status();
     interceptors.push_back(std::make_unique<SendTokenFactory>(*std::move(token)));
   }
+  interceptors.push_back(MakeClientCallLog());
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(8 << 20);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);

@@ -4,6 +4,7 @@
 #include <span>
 #include <utility>
 
+#include "proto/support/call_identity.h"
 #include "proto/support/convert.h"
 
 namespace fourierkv {
@@ -28,7 +29,10 @@ void SetTotals(const UploadTotals& totals, v1::PrefillResult& result) {
 }
 
 SegmentUploader::SegmentUploader(KvClient* client, absl::Time deadline)
-    : client_(client), deadline_(deadline), thread_([this] { Run(); }) {}
+    : client_(client), deadline_(deadline), thread_([this, call = CurrentCall()] {
+        const CallScope scope(call);
+        Run();
+      }) {}
 
 SegmentUploader::~SegmentUploader() {
   {

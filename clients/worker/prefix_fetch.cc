@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "compute/codec/lossless_codec.h"
+#include "proto/support/call_identity.h"
 
 namespace fourierkv {
 namespace {
@@ -52,7 +53,10 @@ absl::StatusOr<std::unique_ptr<PrefixFetch>> PrefixFetch::Start(KvClient* client
 std::unique_ptr<PrefixFetch> PrefixFetch::Begin(std::unique_ptr<PrefixFetch> fetch,
                                                 absl::Time deadline) {
   fetch->waiting_k_.resize(fetch->plan_.fetches.size());
-  fetch->thread_ = std::thread([f = fetch.get(), deadline] { f->Run(deadline); });
+  fetch->thread_ = std::thread([f = fetch.get(), deadline, call = CurrentCall()] {
+    const CallScope scope(call);
+    f->Run(deadline);
+  });
   return fetch;
 }
 

@@ -2,23 +2,15 @@
 
 #include <grpcpp/server_context.h>
 
-#include <cstdint>
-
-#include "absl/random/random.h"
-#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "compute/base/structured_log.h"
+#include "proto/support/call_identity.h"
 
 namespace fourierkv {
 namespace {
 
 using grpc::experimental::InterceptionHookPoints;
-
-constexpr size_t kMostIdBytes = 128;
-constexpr char kRequestId[] = "x-request-id";
-constexpr char kTraceparent[] = "traceparent";
 
 absl::string_view Sent(const grpc::ServerContextBase& context, const char* name) {
   const auto it = context.client_metadata().find(name);
@@ -33,15 +25,17 @@ class CallLog final : public grpc::experimental::Interceptor {
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_INITIAL_METADATA)) {
-      identity_.request_id = RequestIdOf(Sent(*context_, kRequestId));
-      identity_.traceparent = TraceparentOf(Sent(*context_, kTraceparent));
-      context_->AddInitialMetadata(kRequestId, identity_.request_id);
+      identity_.request_id = RequestIdOf(Sent(*context_, kRequestIdName));
+      identity_.traceparent = TraceparentOf(Sent(*context_, kTraceparentName));
+      context_->AddInitialMetadata(kRequestIdName, identity_.request_id);
+      SetCurrentCall(identity_);  // in the thread that goes on with the handler
     }
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_MESSAGE)) {
       Mark(received_);
     }
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_MESSAGE)) Mark(sent_);
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
+      SetCurrentCall({});
       const grpc::Status status = methods->GetSendStatus();
       Finish({static_cast<absl::StatusCode>(status.error_code()), status.error_message()});
     }
@@ -95,29 +89,6 @@ class CallLogFactory final : public grpc::experimental::ServerInterceptorFactory
 };
 
 }  // namespace
-
-std::string RequestIdOf(absl::string_view sent) {
-  bool usable = !sent.empty() && sent.size() <= kMostIdBytes;
-  for (const char c : sent) {
-    usable = usable && (absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
-                        absl::StrContains("._-:/+=", absl::string_view(&c, 1)));
-  }
-  if (usable) return std::string(sent);
-  thread_local absl::BitGen random;
-  return absl::StrCat(absl::Hex(absl::Uniform<uint64_t>(random), absl::kZeroPad16));
-}
-
-std::string TraceparentOf(absl::string_view sent) {
-  // 00-<32 hexadecimal digits>-<16>-<2>, in lower case
-  constexpr absl::string_view kShape = "00-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx-xxxxxxxxxxxxxxxx-xx";
-  if (sent.size() != kShape.size()) return "";
-  for (size_t i = 0; i < sent.size(); ++i) {
-    const unsigned char c = static_cast<unsigned char>(sent[i]);
-    const bool hex = absl::ascii_isdigit(c) || (c >= 'a' && c <= 'f');
-    if (kShape[i] == 'x' ? !hex : sent[i] != kShape[i]) return "";
-  }
-  return std::string(sent);
-}
 
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> MakeCallLog(
     absl::Duration slow) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "proto/support/call_identity.h"
 #include "proto/support/retry_info.h"
 #include "tests/kv_service/rpc/security_fixture.h"
 #include "tests/kv_service/rpc/service_fixture.h"
@@ -75,6 +76,53 @@ TEST(QuotaTest, StreamsAndTheirBytesAreBounded) {
   EXPECT_EQ(small.client().Put(MakePutHeader(ns, Sequence(4, kS)), Soon()).status().code(),
             StatusCode::kInvalidArgument)
       << "more than it may ever have";
+}
+
+TEST(QuotaTest, StoredBytesAreBoundedAndGivenBack) {
+  TestService service;
+  const v1::CacheNamespace ns = SmallWireNamespace(false);
+  const Sequence first(1, 2 * kS);
+  ASSERT_TRUE(PutSequence(service.client(), MakePutHeader(ns, first), first).ok());
+  const int64_t bytes = service.core().store.TenantBytes("");
+  ASSERT_GT(bytes, 0);
+  const auto limit = [&](int64_t stored) {
+    QuotaTable table;
+    table.defaults.stored_bytes = stored;
+    service.core().quotas = std::make_unique<TenantQuotas>(table);
+  };
+  const Sequence second(2, 2 * kS);
+  const auto put = [&](const Sequence& sequence) {
+    return PutSequence(service.client(), MakePutHeader(ns, sequence), sequence).status();
+  };
+  const auto expect_refused = [&] {
+    const uint64_t used = service.UsedBytes();
+    const absl::Status refused = put(second);
+    EXPECT_EQ(refused.code(), StatusCode::kResourceExhausted) << refused;
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("stored_bytes"));
+    EXPECT_EQ(service.UsedBytes(), used);
+    EXPECT_EQ(service.core().store.TenantBytes(""), bytes);
+  };
+  limit(2 * bytes - 1);  // known only at the commit
+  expect_refused();
+  limit(bytes);  // before any payload comes
+  expect_refused();
+  EXPECT_TRUE(put(first).ok()) << "what is stored needs nothing more";
+
+  std::vector<Digest> keys;
+  for (const std::string& key : KeysOf(ns, first)) keys.push_back(*Digest::FromRaw(key, "key"));
+  ASSERT_TRUE(service.client().Delete(keys, Soon()).ok());
+  EXPECT_EQ(service.core().store.TenantBytes(""), 0);
+  EXPECT_TRUE(put(second).ok());
+  // Eviction gives back, too.
+  EXPECT_EQ(put(first).code(), StatusCode::kResourceExhausted);
+  while (service.core().store.Evict(int64_t{1} << 30) > 0) continue;
+  EXPECT_EQ(service.core().store.TenantBytes(""), 0);
+  EXPECT_TRUE(put(first).ok());
+  // Others are not touched by it.
+  QuotaTable table;
+  table.tenants["somebody"].stored_bytes = 1;
+  service.core().quotas = std::make_unique<TenantQuotas>(table);
+  EXPECT_TRUE(put(second).ok());
 }
 
 TEST(QuotaTest, EveryRefusalForWantOfRoomSaysWhenToComeBack) {
@@ -144,6 +192,13 @@ TEST(CallLogTest, CallsAreLoggedWithTheirIds) {
   EXPECT_FALSE(stub->MatchPrefix(&context, v1::MatchPrefixRequest(), &match).ok());
   EXPECT_TRUE(server.process().WaitForError("request_id=order-66 traceparent=" + trace));
   EXPECT_THAT(server.process().err(), HasSubstr("rpc.failed"));
+
+  // The client library carries on the ids of the call that its thread works for.
+  {
+    const CallScope scope({.request_id = "order-67", .traceparent = trace});
+    EXPECT_TRUE(ReadCall(server.address(), {}).ok());
+  }
+  EXPECT_TRUE(server.process().WaitForError("request_id=order-67 traceparent=" + trace));
 
   grpc::ClientContext unnamed;
   v1::ExistsResponse exists;
