@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "kv_service/rpc/redis_client_metrics.h"
 #include "kv_service/rpc/tier_metrics.h"
 
 namespace fourierkv {
@@ -114,6 +115,9 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
           "Segments not written for lack of room in the queue.", behind.dropped_segments);
   counter("write_back_failed_segments_total", "Segments not written because the tier failed.",
           behind.failed_segments);
+  counter("events_total", "Events told to followers, or kept for them.", core.events.latest());
+  gauge("event_log_events", "Events that can be replayed.", core.events.size());
+  gauge("event_log_capacity_events", "The most of them (--event-log).", core.events.capacity());
   prometheus::MetricFamily overrun{"fourierkv_call_overrun_seconds",
                                    "How long work went on for calls that were cancelled or late.",
                                    prometheus::MetricType::Histogram,
@@ -121,6 +125,9 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
   FillHistogram(core.overrun, overrun.metric.front());
   families.push_back(std::move(overrun));
   for (prometheus::MetricFamily& family : CollectTiers(core.tiers)) {
+    families.push_back(std::move(family));
+  }
+  for (prometheus::MetricFamily& family : CollectRedisClients(core.tiers)) {
     families.push_back(std::move(family));
   }
   return families;

@@ -12,6 +12,7 @@
 #include "compute/base/structured_log.h"
 #include "kv_service/core/segment_record.h"
 #include "kv_service/redis/circuit_breaker.h"
+#include "kv_service/redis/redis_metrics_source.h"
 #include "kv_service/tiers/redis_records.h"
 #include "kv_service/tiers/redis_refresher.h"
 
@@ -26,7 +27,7 @@ constexpr absl::Duration kProfilePatience = absl::Seconds(1);
 constexpr CircuitBreakerOptions kBreaker{
     .failures_to_open = 8, .first_pause = absl::Milliseconds(500), .max_pause = absl::Seconds(10)};
 
-class RedisTier final : public SegmentTier {
+class RedisTier final : public SegmentTier, public RedisMetricsSource {
  public:
   RedisTier(std::unique_ptr<RedisClient> client, const RedisTierOptions& options,
             ProfileStore* profiles, NamespaceDirectory* namespaces)
@@ -61,6 +62,7 @@ class RedisTier final : public SegmentTier {
   absl::Status StoreProfile(const ProfileLayout& profile, const Patience& patience) override;
   absl::StatusOr<std::vector<std::string>> LoadProfiles(const Patience& patience) override;
   TierStats Stats() const override;
+  const RedisMetrics& redis_metrics() const override { return client_->metrics(); }
 
  private:
   absl::Status Enter();

@@ -35,6 +35,8 @@ struct RedisTierOptions {
 // the keys alone. Stats count failures only: what a cluster holds nobody can say cheaply. Touch
 // makes records live longer, from a thread of its own and now and then only.
 //
+// It is a RedisMetricsSource, too.
+//
 // A call in progress holds up to kWindowBytes and one reply beyond its budget. While the cluster
 // does not answer, calls return Unavailable at once, but for one at a time that finds out whether
 // it is back.

@@ -50,14 +50,13 @@ absl::Status ReadCall(const std::string& address, const ChannelOptions& options,
 }
 
 grpc::Status PlainCall(const std::string& address, const std::string& method,
-                       const std::string& authorization) {
+                       const std::string& authorization, const std::string& message) {
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(10)));
   if (!authorization.empty()) context.AddMetadata("authorization", authorization);
-  // A message of no bytes: what an empty request is on the wire.
-  const grpc::Slice nothing(std::string{});
+  const grpc::Slice bytes(message);
   return RawUnaryCall(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()), context,
-                      method, grpc::ByteBuffer(&nothing, 1));
+                      method, grpc::ByteBuffer(&bytes, 1));
 }
 
 bool Eventually(const std::function<bool()>& attempt) {

@@ -45,9 +45,9 @@ class SecureServer {
 absl::Status ReadCall(const std::string& address, const ChannelOptions& options,
                       absl::Duration timeout = absl::Seconds(10));
 
-// One unary call with an empty request, and a token if one is given, in plaintext.
+// One unary call with an encoded request, and a token if one is given, in plaintext.
 grpc::Status PlainCall(const std::string& address, const std::string& method,
-                       const std::string& authorization = "");
+                       const std::string& authorization = "", const std::string& message = "");
 
 // Calls `attempt` until it returns true; false if that takes too long.
 bool Eventually(const std::function<bool()>& attempt);

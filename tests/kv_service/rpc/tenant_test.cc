@@ -1,17 +1,20 @@
 // What bearer tokens let their holders do, and that tenants cannot see each other.
 
 #include <gmock/gmock.h>
+#include <google/protobuf/descriptor.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "fourierkv/v1/event_service.grpc.pb.h"
 #include "tests/kv_service/rpc/security_fixture.h"
 #include "tests/kv_service/rpc/service_fixture.h"
 
@@ -80,17 +83,33 @@ TEST_F(TenantTest, CallsWithoutAValidTokenAreUnauthenticated) {
 
 TEST_F(TenantTest, EveryMethodNeedsItsRole) {
   const std::map<std::string, std::string> roles = {
-      {"AdminService/GetStats", "admin"},      {"AdminService/ListSegments", "admin"},
+      {"AdminService/ExplainMiss", "admin"},   {"AdminService/GetStats", "admin"},
+      {"AdminService/ListSegments", "admin"},  {"EventService/Subscribe", "read"},
       {"KvCacheService/Delete", "write"},      {"KvCacheService/Exists", "read"},
       {"KvCacheService/GetSegments", "read"},  {"KvCacheService/MatchPrefix", "read"},
-      {"KvCacheService/PutSegments", "write"}, {"KvCacheService/Release", "read"},
-      {"ProfileService/GetProfile", "read"},   {"ProfileService/ListProfiles", "read"},
-      {"ProfileService/PutProfile", "write"},
+      {"KvCacheService/Pin", "write"},         {"KvCacheService/PutSegments", "write"},
+      {"KvCacheService/Release", "read"},      {"ProfileService/GetProfile", "read"},
+      {"ProfileService/ListProfiles", "read"}, {"ProfileService/PutProfile", "write"},
   };
+  std::set<std::string> served;
+  for (const char* service : {"AdminService", "EventService", "KvCacheService", "ProfileService"}) {
+    const auto* descriptor = google::protobuf::DescriptorPool::generated_pool()->FindServiceByName(
+        std::string("fourierkv.v1.") + service);
+    ASSERT_NE(descriptor, nullptr) << service;
+    for (int i = 0; i < descriptor->method_count(); ++i) {
+      served.insert(std::string(service) + "/" + descriptor->method(i)->name());
+    }
+  }
+  // A subscription that is right has no end.
+  v1::SubscribeRequest wrong;
+  wrong.add_namespace_keys("no key");
+  for (const std::string& method : served) EXPECT_TRUE(roles.contains(method)) << method;
   for (const auto& [method, needed] : roles) {
+    EXPECT_TRUE(served.contains(method)) << method;
+    const std::string message = method == "EventService/Subscribe" ? wrong.SerializeAsString() : "";
     for (const std::string role : {"read", "write", "admin"}) {
-      const grpc::Status status =
-          PlainCall(server_->address(), "/fourierkv.v1." + method, "Bearer " + Token("a", {role}));
+      const grpc::Status status = PlainCall(server_->address(), "/fourierkv.v1." + method,
+                                            "Bearer " + Token("a", {role}), message);
       EXPECT_EQ(status.error_code() == grpc::StatusCode::PERMISSION_DENIED, role != needed)
           << method << " with " << role << ": " << status.error_message();
       EXPECT_NE(status.error_code(), grpc::StatusCode::UNAUTHENTICATED);

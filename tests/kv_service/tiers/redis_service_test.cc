@@ -5,10 +5,13 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "kv_service/rpc/redis_client_metrics.h"
+#include "kv_service/tiers/redis_tier.h"
 #include "tests/clients/subprocess.h"
 #include "tests/kv_service/redis/redis_servers.h"
 #include "tests/kv_service/rpc/service_fixture.h"
@@ -100,6 +103,33 @@ TEST(RedisServiceTest, WithoutRedisTheServiceGoesOnAndSaysWhatItReached) {
     const auto again = replica.Put(Sequence(seed++, kS));
     return again.ok() && again->durability() == v1::DURABILITY_SHARED;
   }));
+}
+
+TEST(RedisClientMetricsTest, SayWhatTheClientOfARedisTierDid) {
+  FOURIERKV_NEEDS_REDIS_SERVER();
+  const RedisServer redis;
+  TestService service;
+  EXPECT_TRUE(CollectRedisClients(service.core().tiers).empty()) << "without Redis there is none";
+  RedisTierOptions options;
+  options.client.nodes = {redis.address()};
+  options.client.cluster = false;
+  auto tier = OpenRedisTier(options, &service.core().profiles, &service.core().namespaces);
+  ASSERT_TRUE(tier.ok()) << tier.status();
+  service.core().tiers.AddTier(*std::move(tier));
+  const auto values = [&] {
+    std::map<std::string, double> result;
+    for (const auto& family : CollectRedisClients(service.core().tiers)) {
+      EXPECT_EQ(family.metric.size(), 1);
+      EXPECT_EQ(family.metric[0].label[0].value, "redis");
+      result[family.name] = family.metric[0].counter.value;
+    }
+    return result;
+  };
+  EXPECT_EQ(values().at("fourierkv_redis_commands_total"), 0);
+  ASSERT_TRUE(service.client().Exists({Digest()}, Soon()).ok());  // asks every tier
+  EXPECT_GT(values().at("fourierkv_redis_commands_total"), 0);
+  EXPECT_EQ(values().at("fourierkv_redis_connects_total"), 1);
+  EXPECT_EQ(values().at("fourierkv_redis_broken_connections_total"), 0);
 }
 
 }  // namespace
