@@ -24,7 +24,7 @@ using kernels::PageRef;
 using kernels::SegmentRef;
 
 constexpr int kPoolItems = 127;  // a prime, so that no stride meets one item only
-constexpr int64_t kRotatedBytes = int64_t{1} << 30;  // twenty times the L2 of an H200
+constexpr int64_t kRotatedBytes = int64_t{1} << 30;  // 17 times the L2 of an H200
 constexpr int kMostSets = 256;
 constexpr int kGroup = kBenchQueryHeads / kBenchKvHeads;
 constexpr double kScale = 0.08838834764831845;  // 1 / sqrt(128)
