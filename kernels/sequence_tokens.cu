@@ -1,0 +1,481 @@
+// One warp, one item: some tokens of the middle or some exact tokens of one KV head.
+
+#include "kernels/sequence_tokens.cuh"
+
+namespace fourierkv::kernels {
+namespace {
+
+constexpr int kMaxSteps = 4;  // of 16 nodes
+
+template <int kDim, int kColumns>
+constexpr int SharedBytes() {
+  return kStages * kTileBytes + kDim / 16 * kColumns * 32 * static_cast<int>(sizeof(uint4));
+}
+
+// Resident channels of a chunk of the middle: of each panel tiles of 16 channels of K, then of V.
+struct ResidentSource {
+  const uint16_t* k;
+  const uint16_t* v;
+  int64_t stride;
+  int k_channels, v_channels;
+  int k_tiles, tiles;  // of a panel: of K, of both
+  int token, end;      // the next panel's first token, the last of all + 1
+  int tokens;          // of the middle
+  int g, t;
+  int tile = 0;
+
+  __device__ __forceinline__ void Issue(uint32_t to) {
+    if (token >= end || tiles == 0) return;
+    if (tile < k_tiles) {
+      // Channels 4 t .. 4 t + 3 of the tile, tokens TokenRow(g) .. + 7.
+      const int channel = 16 * tile + 4 * t;
+      const int first = token + TokenRow(g);
+      const int bytes = min(max(2 * (tokens - first), 0), 16);
+      const uint16_t* from = k + channel * stride + first;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const bool there = channel + i < k_channels && bytes > 0;
+        CopyPart(to + i * 512, there ? from + i * stride : k, there ? bytes : 0);
+      }
+    } else {
+      // Channels g, g + 8 of the tile, tokens 8 t .. + 7 and 32 + 8 t .. + 7 of each.
+      const int channel = 16 * (tile - k_tiles) + g;
+      const int first = token + 8 * t;
+      const uint16_t* from = v + channel * stride + first;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int ahead = 32 * (i & 1);
+        const int bytes = min(max(2 * (tokens - first - ahead), 0), 16);
+        const bool there = channel + 8 * (i >> 1) < v_channels && bytes > 0;
+        CopyPart(to + i * 512, there ? from + 8 * (i >> 1) * stride + ahead : v, there ? bytes : 0);
+      }
+    }
+    if (++tile == tiles) {
+      tile = 0;
+      token += kPanelTokens;
+    }
+  }
+};
+
+template <int kDim, int kColumns>
+__device__ void MiddleItem(const SequenceAttentionParams& p, const SequencePlan& plan,
+                           const SequenceRef& sequence, int item, uint8_t* shared) {
+  const int lane = threadIdx.x, g = lane >> 2, t = lane & 3;
+  const int head = blockIdx.y;
+  const int64_t row = static_cast<int64_t>(blockIdx.z) * p.kv_heads + head;
+  const int tokens = sequence.middle_tokens;
+  const int first = item * plan.chunk_tokens;
+  const int end = min(first + plan.chunk_tokens, tokens);
+  const int k_spectral = p.k.spectral[head], v_spectral = p.v.spectral[head];
+  const int k_channels = kDim - k_spectral, v_channels = kDim - v_spectral;
+  const int k_tiles = (k_channels + 15) / 16, v_tiles = (v_channels + 15) / 16;
+
+  ResidentSource source = {p.sides[2 * row].residents,
+                           p.sides[2 * row + 1].residents,
+                           sequence.resident_stride,
+                           k_channels,
+                           v_channels,
+                           k_tiles,
+                           k_tiles + v_tiles,
+                           first,
+                           end,
+                           tokens,
+                           g,
+                           t};
+  TileRing<ResidentSource> ring(shared, lane, source);
+
+  const Queries queries = {&p, row * plan.group, plan.group};
+  auto* query_tiles = reinterpret_cast<uint4*>(shared + kStages * kTileBytes) + lane;
+  for (int tile = 0; tile < k_tiles; ++tile) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      float x[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int channel = 16 * tile + 4 * t + i;
+        const bool there = channel < k_channels && 8 * c + g < plan.group;
+        x[i] = there ? queries.Load(8 * c + g, p.k.ids[head * kDim + k_spectral + channel]) : 0;
+      }
+      query_tiles[(tile * kColumns + c) * 32] = SplitBf16(x);
+    }
+  }
+
+  const SequenceBasisView& basis = sequence.basis;
+  const int steps = basis.nodes / kNodeStep;
+  const int panels_per_window = basis.window_tokens / kPanelTokens;
+  const auto* to_tokens = reinterpret_cast<const uint4*>(basis.data + basis.to_tokens) + lane;
+  const auto* to_nodes = reinterpret_cast<const uint4*>(basis.data + basis.to_nodes) + lane;
+  const int window_size = plan.group * basis.nodes;  // values of a window in nodes and sums
+  int window = first / basis.window_tokens;
+  const uint16_t* nodes = plan.nodes + row * plan.group * p.max_nodes +
+                          static_cast<int64_t>(window) * window_size + g * basis.nodes + 4 * t;
+  float* sums =
+      plan.sums + row * plan.group * p.max_nodes + static_cast<int64_t>(window) * window_size;
+  float* maxima = plan.sum_maxima + (row * plan.max_windows + window) * plan.group;
+  float factor[kColumns][2], offset[kColumns][2];
+#pragma unroll
+  for (int i = 0; i < kColumns * 2; ++i) {
+    const int query = 8 * (i / 2) + 2 * t + i % 2;
+    const float2 both =
+        query < plan.group ? plan.node_scales[row * plan.group + query] : make_float2(0, 0);
+    factor[i / 2][i % 2] = both.x;
+    offset[i / 2][i % 2] = both.y;
+  }
+  const auto load_nodes = [&](int step, int column) {
+    return 8 * column + g < plan.group ? *reinterpret_cast<const uint2*>(
+                                             nodes + 8 * column * basis.nodes + step * kNodeStep)
+                                       : make_uint2(0, 0);
+  };
+
+  Softmax<kColumns> softmax;
+  float outputs[kDim / 16][kColumns][4] = {};
+  float brought[kMaxSteps][kColumns][4] = {};
+  int panel = 0;  // of the window
+  for (int token = first; token < end; token += kPanelTokens) {
+    uint2 first_nodes[kColumns] = {};
+    if (k_spectral > 0) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) first_nodes[c] = load_nodes(0, c);
+    }
+    Scores<kColumns> scores = {};
+    for (int tile = 0; tile < k_tiles; ++tile) {
+      uint4 x[4];
+      ring.Next(x);
+      const uint32_t(&w)[4][4] = reinterpret_cast<const uint32_t(&)[4][4]>(x);
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const uint4 b = query_tiles[(tile * kColumns + c) * 32];
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          const uint32_t a0 = LowHalves(w[0][m], w[1][m]), a1 = HighHalves(w[0][m], w[1][m]);
+          const uint32_t a2 = LowHalves(w[2][m], w[3][m]), a3 = HighHalves(w[2][m], w[3][m]);
+          MmaBf16(scores[c][m], a0, a1, a2, a3, b.x, b.y);
+          MmaBf16(scores[c][m], a0, a1, a2, a3, b.z, b.w);
+        }
+      }
+    }
+    if (k_spectral > 0) {
+      Scores<kColumns> spectral = {};
+      for (int step = 0; step < steps; ++step) {
+        uint2 b[kColumns];
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          b[c] = step == 0 ? first_nodes[c] : load_nodes(step, c);
+        }
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          const uint4 a = __ldg(to_tokens + ((panel * steps + step) * 4 + m) * 32);
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) {
+            MmaF16(spectral[c][m], a.x, a.y, a.z, a.w, b[c].x, b[c].y);
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kColumns * 16; ++i) {
+        const int c = i / 16, m = i / 4 % 4, j = i % 4;
+        scores[c][m][j] += spectral[c][m][j] * factor[c][j % 2] + offset[c][j % 2];
+      }
+    }
+
+    float keep[kColumns][2];
+    uint32_t weights[kColumns][8];
+    if (softmax.Weigh(scores, end - token, lane, keep, weights)) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+        for (int i = 0; i < kDim / 16; ++i) Rescale(outputs[i][c], keep[c]);
+#pragma unroll
+        for (int i = 0; i < kMaxSteps; ++i) Rescale(brought[i][c], keep[c]);
+      }
+    }
+
+    if (v_spectral > 0) {
+#pragma unroll
+      for (int step = 0; step < kMaxSteps; ++step) {
+        if (step >= steps) break;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint4 a = __ldg(to_nodes + ((panel * steps + step) * 4 + j) * 32);
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) {
+            MmaF16(brought[step][c], a.x, a.y, a.z, a.w, weights[c][2 * j], weights[c][2 * j + 1]);
+          }
+        }
+      }
+    }
+    if (v_tiles > 0) {
+      uint32_t high[kColumns][8], low[kColumns][8];
+      SplitWeights(weights, high, low);
+#pragma unroll
+      for (int tile = 0; tile < kDim / 16; ++tile) {
+        if (tile >= v_tiles) break;
+        uint4 x[4];
+        ring.Next(x);
+        const uint32_t(&w)[4][4] = reinterpret_cast<const uint32_t(&)[4][4]>(x);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint32_t a0 = LowHalves(w[0][j], w[1][j]), a1 = LowHalves(w[2][j], w[3][j]);
+          const uint32_t a2 = HighHalves(w[0][j], w[1][j]), a3 = HighHalves(w[2][j], w[3][j]);
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) {
+            MmaBf16(outputs[tile][c], a0, a1, a2, a3, high[c][2 * j], high[c][2 * j + 1]);
+            MmaBf16(outputs[tile][c], a0, a1, a2, a3, low[c][2 * j], low[c][2 * j + 1]);
+          }
+        }
+      }
+    }
+
+    if (++panel < panels_per_window && token + kPanelTokens < end) continue;
+    // The window is complete: what its weights bring to its nodes.
+    if (v_spectral > 0) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+        for (int step = 0; step < kMaxSteps; ++step) {
+          if (step >= steps) break;
+          StoreTile(brought[step][c], sums, basis.nodes, step * kNodeStep, basis.nodes, c,
+                    plan.group, lane);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) brought[step][c][i] = 0;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int query = 8 * c + 2 * t + i;
+          if (lane < 4 && query < plan.group) maxima[query] = softmax.maximum[c][i];
+        }
+      }
+    }
+    panel = 0;
+    nodes += window_size;
+    sums += window_size;
+    maxima += plan.group;
+  }
+
+  const int64_t slot = (row * plan.items() + item) * plan.group;
+  softmax.Store(plan.softmax + slot, plan.group, lane);
+#pragma unroll
+  for (int tile = 0; tile < kDim / 16; ++tile) {
+    if (tile >= v_tiles) break;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      StoreTile(outputs[tile][c], plan.outputs + slot * kDim, kDim, 16 * tile, kDim, c, plan.group,
+                lane);
+    }
+  }
+}
+
+// Exact tokens: of each panel tiles of 16 rows x 32 channels of K, then of 16 tokens x 64 channels
+// of V.
+template <int kDim>
+struct ExactSource {
+  static constexpr int kKeyTiles = kDim / 32 * 2;
+  static constexpr int kTiles = kKeyTiles + (kDim + 63) / 64 * 4;
+  const uint16_t* k;
+  const uint16_t* v;
+  int token, end;
+  int g, t;
+  int tile = 0;
+
+  __device__ __forceinline__ void Issue(uint32_t to) {
+    if (token >= end) return;
+    if (tile < kKeyTiles) {
+      // Tokens TokenRow(g) + 4 (tile % 2) .. + 3, channels 8 t .. + 7 of the 32.
+      const int first = token + TokenRow(g) + 4 * (tile & 1);
+      const uint16_t* from = k + static_cast<int64_t>(first) * kDim + 32 * (tile >> 1) + 8 * t;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const bool there = first + i < end;
+        CopyPart(to + i * 512, there ? from + i * kDim : k, there ? 16 : 0);
+      }
+    } else {
+      // Channels 8 g .. + 7 of the 64, tokens 8 t + j and 32 + 8 t + j for two j.
+      const int channel = 64 * ((tile - kKeyTiles) >> 2) + 8 * g;
+      const int first = token + 8 * t + 2 * ((tile - kKeyTiles) & 3);
+      const uint16_t* from = v + static_cast<int64_t>(first) * kDim + channel;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int ahead = (i >> 1) + 32 * (i & 1);
+        const bool there = first + ahead < end && channel < kDim;
+        CopyPart(to + i * 512, there ? from + ahead * kDim : v, there ? 16 : 0);
+      }
+    }
+    if (++tile == kTiles) {
+      tile = 0;
+      token += kPanelTokens;
+    }
+  }
+};
+
+template <int kDim, int kColumns>
+__device__ void ExactItem(const SequenceAttentionParams& p, const SequencePlan& plan,
+                          const SequenceRef& sequence, int item, uint8_t* shared) {
+  const int lane = threadIdx.x, g = lane >> 2, t = lane & 3;
+  const int head = blockIdx.y;
+  const int64_t row = static_cast<int64_t>(blockIdx.z) * p.kv_heads + head;
+  const int first = item * plan.exact_chunk;
+  const int end = min(first + plan.exact_chunk, sequence.exact_tokens);
+  const bool is_bf16 = p.dtype == ElementType::kBf16;
+
+  ExactSource<kDim> source = {sequence.exact_k + head * sequence.exact_head_stride,
+                              sequence.exact_v + head * sequence.exact_head_stride,
+                              first,
+                              end,
+                              g,
+                              t};
+  TileRing<ExactSource<kDim>> ring(shared, lane, source);
+
+  const Queries queries = {&p, row * plan.group, plan.group};
+  auto* query_tiles = reinterpret_cast<uint4*>(shared + kStages * kTileBytes) + lane;
+  for (int step = 0; step < kDim / 16; ++step) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      float x[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int channel = 32 * (step >> 1) + 8 * t + 4 * (step & 1) + i;
+        x[i] = 8 * c + g < plan.group ? queries.Load(8 * c + g, channel) : 0;
+      }
+      query_tiles[(step * kColumns + c) * 32] = is_bf16 ? SplitBf16(x) : SplitF16(x);
+    }
+  }
+
+  Softmax<kColumns> softmax;
+  constexpr int kBlocks = (kDim + 63) / 64;
+  float outputs[kBlocks * 4][kColumns][4] = {};
+  for (int token = first; token < end; token += kPanelTokens) {
+    Scores<kColumns> scores = {};
+    for (int block = 0; block < kDim / 32; ++block) {
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair) {
+        uint4 x[4];
+        ring.Next(x);
+        const uint32_t(&w)[4][4] = reinterpret_cast<const uint32_t(&)[4][4]>(x);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int m = i / 2, step = i % 2;
+          const uint32_t a0 = w[2 * m][2 * step], a1 = w[2 * m + 1][2 * step];
+          const uint32_t a2 = w[2 * m][2 * step + 1], a3 = w[2 * m + 1][2 * step + 1];
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) {
+            const uint4 b = query_tiles[((2 * block + step) * kColumns + c) * 32];
+            float(&to)[4] = scores[c][2 * pair + m];
+            if (is_bf16) {
+              MmaBf16(to, a0, a1, a2, a3, b.x, b.y);
+              MmaBf16(to, a0, a1, a2, a3, b.z, b.w);
+            } else {
+              MmaF16(to, a0, a1, a2, a3, b.x, b.y);
+              MmaF16(to, a0, a1, a2, a3, b.z, b.w);
+            }
+          }
+        }
+      }
+    }
+
+    float keep[kColumns][2];
+    uint32_t weights[kColumns][8];
+    if (softmax.Weigh(scores, end - token, lane, keep, weights)) {
+#pragma unroll
+      for (int i = 0; i < kBlocks * 4 * kColumns; ++i) {
+        Rescale(outputs[i / kColumns][i % kColumns], keep[i % kColumns]);
+      }
+    }
+    uint32_t high[kColumns][8], low[kColumns][8];
+    SplitWeights(weights, high, low);
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        uint4 x[4];
+        ring.Next(x);
+        const uint32_t(&w)[4][4] = reinterpret_cast<const uint32_t(&)[4][4]>(x);
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          const uint32_t a0 = LowHalves(w[0][m], w[1][m]), a1 = HighHalves(w[0][m], w[1][m]);
+          const uint32_t a2 = LowHalves(w[2][m], w[3][m]), a3 = HighHalves(w[2][m], w[3][m]);
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) {
+            float(&to)[4] = outputs[block * 4 + m][c];
+            if (is_bf16) {
+              MmaBf16(to, a0, a1, a2, a3, high[c][2 * j], high[c][2 * j + 1]);
+              MmaBf16(to, a0, a1, a2, a3, low[c][2 * j], low[c][2 * j + 1]);
+            } else {
+              MmaF16(to, a0, a1, a2, a3, weights[c][2 * j], weights[c][2 * j + 1]);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  const int64_t slot = (row * plan.items() + plan.middle_items + item) * plan.group;
+  softmax.Store(plan.softmax + slot, plan.group, lane);
+#pragma unroll
+  for (int i = 0; i < kBlocks * 4 * kColumns; ++i) {
+    const int column = i % kColumns, block = i / kColumns / 4, m = i / kColumns % 4;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      // Rows g and g + 8 of a tile are channels 8 g + 2 m and 8 g + 2 m + 1.
+      const int channel = 64 * block + 8 * g + 2 * m + j / 2;
+      const int query = 8 * column + 2 * t + j % 2;
+      if (query < plan.group && channel < kDim) {
+        plan.outputs[(slot + query) * kDim + channel] = outputs[i / kColumns][column][j];
+      }
+    }
+  }
+}
+
+template <int kDim, int kColumns>
+constexpr int BlocksPerMultiprocessor() {
+  return kColumns == 1 && kDim <= 128 ? 14 : kDim == 64 ? 12 : 8;
+}
+
+template <int kDim, int kColumns>
+__global__ void __launch_bounds__(32, BlocksPerMultiprocessor<kDim, kColumns>())
+    TokensKernel(const __grid_constant__ SequenceAttentionParams p,
+                 const __grid_constant__ SequencePlan plan) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  const SequenceRef& sequence = p.sequences[blockIdx.z];
+  int item = static_cast<int>(blockIdx.x);
+  if (item < plan.middle_items) {
+    if (static_cast<int64_t>(item) * plan.chunk_tokens >= sequence.middle_tokens) return;
+    MiddleItem<kDim, kColumns>(p, plan, sequence, item, shared);
+  } else {
+    item -= plan.middle_items;
+    if (static_cast<int64_t>(item) * plan.exact_chunk >= sequence.exact_tokens) return;
+    ExactItem<kDim, kColumns>(p, plan, sequence, item, shared);
+  }
+}
+
+template <int kDim, int kColumns>
+cudaError_t Launch(const SequenceAttentionParams& p, const SequencePlan& plan,
+                   cudaStream_t stream) {
+  constexpr int kShared = SharedBytes<kDim, kColumns>();
+  const dim3 grid(plan.items(), p.kv_heads, p.batch);
+  TokensKernel<kDim, kColumns><<<grid, 32, kShared, stream>>>(p, plan);
+  return cudaGetLastError();
+}
+
+template <int kDim>
+cudaError_t Launch(const SequenceAttentionParams& p, const SequencePlan& plan,
+                   cudaStream_t stream) {
+  return plan.group <= 8 ? Launch<kDim, 1>(p, plan, stream) : Launch<kDim, 2>(p, plan, stream);
+}
+
+}  // namespace
+
+cudaError_t LaunchTokens(const SequenceAttentionParams& params, const SequencePlan& plan,
+                         cudaStream_t stream) {
+  switch (params.head_dim) {
+    case 64:
+      return Launch<64>(params, plan, stream);
+    case 96:
+      return Launch<96>(params, plan, stream);
+    case 128:
+      return Launch<128>(params, plan, stream);
+    default:
+      return Launch<256>(params, plan, stream);
+  }
+}
+
+}  // namespace fourierkv::kernels
