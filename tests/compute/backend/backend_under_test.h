@@ -24,6 +24,7 @@ struct AttentionTolerances {
   double one_query;
   double chunk_bf16;  // several query tokens
   double chunk_fp16;
+  double lse;         // of the log-sum-exp, as a multiple of the outputs'
   bool large_logits;  // whether weights mean anything when scores are in the tens of thousands
 
   double For(KvDtype dtype, int query_tokens) const {

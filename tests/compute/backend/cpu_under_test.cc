@@ -16,6 +16,6 @@ void ForEachTarget(const std::function<void()>& body) {
   cpu::ForceTarget(0);
 }
 
-AttentionTolerances TolerancesUnderTest() { return {1e-5, 1e-5, 1e-5, true}; }
+AttentionTolerances TolerancesUnderTest() { return {1e-5, 1e-5, 1e-5, 1, true}; }
 
 }  // namespace fourierkv

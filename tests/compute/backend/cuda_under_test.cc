@@ -13,6 +13,6 @@ std::unique_ptr<ComputeBackend> CreateBackendUnderTest(int threads) {
 void ForEachTarget(const std::function<void()>& body) { body(); }
 
 // Queries and what segments decode to are rounded to 11 bits, or to the cache's type in chunks.
-AttentionTolerances TolerancesUnderTest() { return {4e-3, 3e-2, 4e-3, false}; }
+AttentionTolerances TolerancesUnderTest() { return {4e-3, 3e-2, 4e-3, 4, false}; }
 
 }  // namespace fourierkv
