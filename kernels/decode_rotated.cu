@@ -261,7 +261,7 @@ __global__ __launch_bounds__(kThreads, 3) void DecodeRotatedKernel(DecodeSegment
 
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  if (warp == 0) FindBands(part, head, 0, d, &slice);
+  if (warp == 0) FindBands(part, head, 0, d, &slice, nullptr);
   __syncthreads();
   int spectral = 0;  // columns; they come first
   for (int b = 0; b < slice.count; ++b) {

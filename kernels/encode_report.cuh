@@ -55,21 +55,23 @@ __device__ __forceinline__ void SumTotals(Totals* totals, double (&sums)[2 * kWa
 }
 
 // Hands in what tile `slice` of a head found, as `tiles` of them; the last of the segment's makes
-// the report, in an order that does not depend on which is last. By the first warp.
+// the report, in an order that does not depend on which is last. By one warp.
 __device__ __forceinline__ void HandIn(const EncodeSegmentsParams& params,
                                        const EncodeWorkspace& workspace, int segment, int head,
                                        int slice, int tiles, const TilePartial& partial) {
   const PartView& part = params.part;
-  const int lane = threadIdx.x;
+  const int lane = threadIdx.x % 32;
   const int all = part.kv_heads * workspace.slices;
   TilePartial* const partials = workspace.partials + static_cast<int64_t>(segment) * all;
   uint32_t before = 0;
   if (lane == 0) {
     partials[head * workspace.slices + slice] = partial;
     for (int i = 1; i < tiles; ++i) partials[head * workspace.slices + i] = {0, 0, kNone};
-    __threadfence();
-    before = atomicAdd(workspace.finished + segment, static_cast<uint32_t>(tiles));
-    __threadfence();
+    // Releases what this thread wrote, and acquires what those before it did.
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(workspace.finished + segment), "r"(tiles)
+                 : "memory");
   }
   __syncwarp();
   before = __shfl_sync(0xffffffffu, before, 0);

@@ -210,7 +210,7 @@ __global__ __launch_bounds__(kThreads, 2) void EncodeRotatedKernel(EncodeSegment
     head.x = params.dense[segment] + head.index * params.head_stride;
     head.payload = params.payloads[segment];
     if (warp == 0) {
-      FindBands(part, head.index, 0, d, &state.slice);
+      FindBands(part, head.index, 0, d, &state.slice, nullptr);
       if (lane == 0) state.large = state.normal = 0;
       __syncwarp();
       ZeroPadding(part, state.slice, head.payload);

@@ -14,6 +14,7 @@ namespace {
 
 struct TileState {
   SliceBands slice;
+  uint16_t ids[SliceChannels(0)];  // of the slice's channels, in the order of the bands
   int32_t large;
   int32_t normal;
   int32_t found[2];  // by ExamineUnusual
@@ -61,26 +62,34 @@ __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams
   const int lanes = shape.lanes();
   const int together = 32 / lanes;  // channels that a warp quantises at once
 
-  const auto start = [&](int index) {
-    const Tile next = TileAt(params, workspace.slices, index);
+  const auto start = [&](const Tile& next, const uint16_t* segment) {
     const int from = next.slice * width;
-    StartLoad(shape, tile, params.dense[next.segment] + next.head * params.head_stride + from,
-              part.head_dim, tokens, min(width, part.head_dim - from));
+    StartLoad(shape, tile, segment + next.head * params.head_stride + from, part.head_dim, tokens,
+              min(width, part.head_dim - from));
   };
 
-  int index = PlainTile(params, workspace.slices, blockIdx.x);
-  if (index < tiles) start(index);
-  while (index < tiles) {
-    const Tile at = TileAt(params, workspace.slices, index);
+  int index = PlainTile(params, workspace.slices, static_cast<int>(blockIdx.x));
+  if (index >= tiles) return;
+  Tile at = TileAt(params, workspace.slices, index);
+  start(at, params.dense[at.segment]);
+  Tile described = {0, -1, 0};  // what `state` is about: usually the same for all tiles of a block
+  while (true) {
     const int begin = at.slice * width;
     const int channels = min(width, part.head_dim - begin);
     uint8_t* const payload = params.payloads[at.segment];
+    const int next_index = PlainTile(params, workspace.slices, index + static_cast<int>(gridDim.x));
+    const bool more = next_index < tiles;
+    const Tile next = more ? TileAt(params, workspace.slices, next_index) : at;
+    const uint16_t* const next_segment = params.dense[next.segment];
     if (warp == 0) {
-      FindBands(part, at.head, begin, begin + channels, &state.slice);
+      if (described.head != at.head || described.slice != at.slice) {
+        FindBands(part, at.head, begin, begin + channels, &state.slice, state.ids);
+      }
       if (lane == 0) state.large = state.normal = 0;
       __syncwarp();
       if (begin == 0) ZeroPadding(part, state.slice, payload);
     }
+    described = at;
     WaitForCopies<0>();
     __syncthreads();
 
@@ -94,7 +103,7 @@ __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams
         const int j = band.begin + u * together + lane / lanes;
         const bool active = j < band.end;
         const int mine = active ? j : band.end - 1;
-        const int channel = part.channels[band.view.channels + mine] - begin;
+        const int channel = state.ids[band.first + mine - band.begin];
         const TileChannel<kType, Shape> source = {tile_bytes + 2 * channel, shape};
         EncodeResidentOfBand(source, band.view, mine, active, lane % lanes, lanes, payload,
                              &totals);
@@ -112,13 +121,12 @@ __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams
     __syncthreads();
 
     const bool unusual = state.large != 0 || state.normal == 0;
-    const int next = PlainTile(params, workspace.slices, index + gridDim.x);
-    if (!unusual && next < tiles) start(next);  // nobody needs the tile any more
+    if (!unusual && more) start(next, next_segment);  // nobody needs the tile any more
     for (int b = 0; b < state.slice.count; ++b) {
       const SliceBand& band = state.slice.bands[b];
       if (band.view.coefficients == 0) continue;
       for (int j = band.begin + static_cast<int>(threadIdx.x); j < band.end; j += kThreads) {
-        const int channel = part.channels[band.view.channels + j] - begin;
+        const int channel = state.ids[band.first + j - band.begin];
         double squares;
         totals.error += StoreCoefficients(band.view, j, c + channel, c_row, payload, &squares);
         // By Parseval's theorem, what the coefficients leave out.
@@ -132,13 +140,18 @@ __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams
       ExamineUnusual<kType>(params, at.segment, at.head, begin, begin + channels, nullptr, &totals,
                             state.found);
       partial.refused = state.found[0];
-      if (next < tiles) start(next);
+      if (more) start(next, next_segment);
     }
     SumTotals(&totals, state.sums);
     partial.energy = totals.energy;
     partial.error = totals.error;
-    if (warp == 0) HandIn(params, workspace, at.segment, at.head, at.slice, 1, partial);
-    index = next;
+    // Not by the warp that prepares the next tile: this waits for memory.
+    if (warp == kWarps - 1) {
+      HandIn(params, workspace, at.segment, at.head, at.slice, 1, partial);
+    }
+    if (!more) return;
+    index = next_index;
+    at = next;
   }
 }
 
@@ -264,10 +277,10 @@ cudaError_t LaunchPlain(const EncodeSegmentsParams& params, const EncodeWorkspac
   int blocks = 0;
   status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, shared);
   if (status != cudaSuccess) return status;
-  const int64_t tiles =
-      static_cast<int64_t>(params.segments) * params.part.kv_heads * workspace.slices;
-  const auto grid = static_cast<unsigned>(
-      std::min(tiles, static_cast<int64_t>(processors) * std::max(blocks, 1)));
+  // If all blocks have as many tiles of one head only, they need not look it up again.
+  const int of_segment = params.part.kv_heads * workspace.slices;
+  int grid = std::min(params.segments * of_segment, processors * std::max(blocks, 1));
+  if (grid > of_segment) grid -= grid % of_segment;
   kernel<<<grid, kThreads, shared, stream>>>(params, workspace, shape);
   return cudaGetLastError();
 }

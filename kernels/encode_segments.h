@@ -31,13 +31,22 @@ struct EncodeSegmentsParams {
   int32_t segments;
 };
 
-// Device memory that LaunchEncodeSegments needs beside its results.
+// Device memory that LaunchEncodeSegments needs beside its results; 0 for sizes out of bounds. What
+// is in it does not matter; one launch at a time may use it.
 int64_t EncodeSegmentsWorkspace(const PartView& part, int32_t segments);
 
 // Enqueues the encoding of K or V of one layer of every segment: integers as the float64 reference
-// (compute/codec/reference_codec.h) but for quotients that are ties within float rounding. Every
-// table and pointer must stay valid until the stream has run. cudaErrorInvalidValue, with nothing
-// enqueued, for null or misaligned pointers and for sizes out of bounds.
+// (compute/codec/reference_codec.h) but for quotients that are ties within float rounding. Entries
+// of rotations must be multiples of 1 / 32767, as those of profiles are. Results do not vary from
+// run to run, or with the segments that are encoded together. Every table and pointer must stay
+// valid until the stream has run. May be captured in a graph.
+//
+// Nothing is enqueued in case of
+//   cudaErrorInvalidValue  null or misaligned pointers, sizes out of bounds
+// and no payload is complete in case of
+//   cudaErrorNotSupported  rotated heads too wide for the device's shared memory: 163 KiB a block
+//                          are too few for 512 channels with 64 coefficients
+// or what the runtime reports.
 cudaError_t LaunchEncodeSegments(const EncodeSegmentsParams& params, cudaStream_t stream);
 
 }  // namespace fourierkv::kernels

@@ -10,11 +10,13 @@ namespace fourierkv::kernels::codec {
 
 constexpr int kMaxBands = 12;
 
-// A band, and which of its channels are in the slice: [begin, end).
+// A band, and which of its channels are in the slice: [begin, end), of which the first is number
+// `first` of the slice's channels in the order of the bands.
 struct SliceBand {
   BandView view;
   int32_t begin;
   int32_t end;
+  int32_t first;
 };
 
 struct SliceBands {
@@ -44,36 +46,39 @@ __device__ __forceinline__ int64_t DataBytes(const BandView& band, int tokens) {
   return static_cast<int64_t>(band.size) * values * band.bits / 8;
 }
 
-// Fills `slice` for channels [begin, end) of a head. By one warp.
+// Fills `slice` for channels [begin, end) of a head and, unless it is null, `ids` with what is to
+// be added to `begin` to have these channels in the order of the bands. By one warp.
 __device__ __forceinline__ void FindBands(const PartView& part, int head, int begin, int end,
-                                          SliceBands* slice) {
+                                          SliceBands* slice, uint16_t* ids) {
   const int lane = threadIdx.x % 32;
-  const int first = part.head_bands[head];
-  const int count = min(part.head_bands[head + 1] - first, kMaxBands);
+  const int first_band = part.head_bands[head];
+  const int count = min(part.head_bands[head + 1] - first_band, kMaxBands);
   BandView band = {};
   int from = 0;
   int to = 0;
   if (lane < count) {
-    band = part.bands[first + lane];
-    const uint16_t* const ids = part.channels + band.channels;
+    band = part.bands[first_band + lane];
+    const uint16_t* const channels = part.channels + band.channels;
     const bool whole = begin == 0 && end == part.head_dim;
-    from = whole ? 0 : LowerBound(ids, band.size, begin);
-    to = whole ? band.size : LowerBound(ids, band.size, end);
-    slice->bands[lane] = {band, from, to};
+    from = whole ? 0 : LowerBound(channels, band.size, begin);
+    to = whole ? band.size : LowerBound(channels, band.size, end);
   }
   int groups = 0;
+  int first = 0;
   uint32_t spectral = 0;
   for (int b = 0; b < count; ++b) {
     const int coefficients = __shfl_sync(0xffffffffu, band.coefficients, b);
     const int band_from = __shfl_sync(0xffffffffu, from, b);
     const int band_to = __shfl_sync(0xffffffffu, to, b);
-    const uint16_t* const ids = part.channels + __shfl_sync(0xffffffffu, band.channels, b);
-    if (coefficients == 0 || band_to == band_from) continue;
-    groups = max(groups, (coefficients + 7) / 8);
+    const uint16_t* const channels = part.channels + __shfl_sync(0xffffffffu, band.channels, b);
+    if (lane == b) slice->bands[b] = {band, from, to, first};
+    if (band_to > band_from) groups = max(groups, (coefficients + 7) / 8);
     for (int j = band_from + lane; j < band_to; j += 32) {
-      const int group = (ids[j] - begin) / 8;
-      if (group < 32) spectral |= 1u << group;
+      const int id = channels[j] - begin;
+      if (ids != nullptr) ids[first + j - band_from] = static_cast<uint16_t>(id);
+      if (coefficients > 0 && id < 256) spectral |= 1u << (id / 8);
     }
+    first += band_to - band_from;
   }
   spectral = __reduce_or_sync(0xffffffffu, spectral);
   if (lane == 0) {
@@ -83,15 +88,17 @@ __device__ __forceinline__ void FindBands(const PartView& part, int head, int be
   }
 }
 
-// Zeroes what is between a head's bands. By one warp.
+// Zeroes what is between scales and data, and between bands, of a head. By one warp.
 __device__ __forceinline__ void ZeroPadding(const PartView& part, const SliceBands& slice,
                                             uint8_t* payload) {
   const int lane = threadIdx.x % 32;
   if (lane >= slice.count) return;
   const BandView& band = slice.bands[lane].view;
-  for (int64_t at = band.data_offset + DataBytes(band, part.segment_tokens); at % 16 != 0; ++at) {
-    payload[at] = 0;
-  }
+  int64_t at = band.data_offset + DataBytes(band, part.segment_tokens);
+  for (; at % 16 != 0; ++at) payload[at] = 0;
+  if (band.bits == 16) return;
+  at = (band.coefficients > 0 ? band.scale_offset : band.zero_offset) + 2 * band.size;
+  for (; at < band.data_offset; ++at) payload[at] = 0;
 }
 
 // U of a head, or null if it is not rotated.
