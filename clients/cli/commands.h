@@ -18,6 +18,7 @@ namespace fourierkv {
 // What main() runs after parsing: the chosen subcommand. Results go to stdout, progress to stderr.
 using Command = std::function<absl::Status()>;
 
+void DeclareAdmin(CLI::App& app, Command& chosen);
 void DeclareEval(CLI::App& app, Command& chosen);
 void DeclareEvents(CLI::App& app, Command& chosen);
 void DeclareGenerate(CLI::App& app, Command& chosen);

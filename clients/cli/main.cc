@@ -12,6 +12,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", std::string("fourierkv ") + FOURIERKV_VERSION);
   app.require_subcommand(1);
   fourierkv::Command chosen;
+  fourierkv::DeclareAdmin(app, chosen);
   fourierkv::DeclareEval(app, chosen);
   fourierkv::DeclareEvents(app, chosen);
   fourierkv::DeclareGenerate(app, chosen);

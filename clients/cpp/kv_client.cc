@@ -210,6 +210,25 @@ absl::StatusOr<v1::ListProfilesResponse> KvClient::ListProfiles(absl::Time deadl
               deadline);
 }
 
+absl::StatusOr<v1::GetBuildInfoResponse> KvClient::BuildInfo(absl::Time deadline) {
+  return Call(admin_.get(), &v1::AdminService::Stub::GetBuildInfo, v1::GetBuildInfoRequest(),
+              deadline);
+}
+
+absl::StatusOr<v1::ListTenantsResponse> KvClient::ListTenants(absl::Time deadline) {
+  return Call(admin_.get(), &v1::AdminService::Stub::ListTenants, v1::ListTenantsRequest(),
+              deadline);
+}
+
+absl::StatusOr<v1::VerifySegmentsResponse> KvClient::VerifySegments(absl::Time deadline) {
+  return Call(admin_.get(), &v1::AdminService::Stub::VerifySegments, v1::VerifySegmentsRequest(),
+              deadline);
+}
+
+absl::Status KvClient::Drain(absl::Time deadline) {
+  return Call(admin_.get(), &v1::AdminService::Stub::Drain, v1::DrainRequest(), deadline).status();
+}
+
 absl::StatusOr<v1::GetStatsResponse> KvClient::Stats(absl::Time deadline) {
   return Call(admin_.get(), &v1::AdminService::Stub::GetStats, v1::GetStatsRequest(), deadline);
 }

@@ -95,6 +95,11 @@ class KvClient {
   absl::StatusOr<std::vector<v1::StoredSegment>> ListSegments(uint32_t limit, absl::Time deadline);
   absl::StatusOr<v1::ExplainMissResponse> ExplainMiss(const v1::ExplainMissRequest& request,
                                                       absl::Time deadline);
+  absl::StatusOr<v1::GetBuildInfoResponse> BuildInfo(absl::Time deadline);
+  absl::StatusOr<v1::ListTenantsResponse> ListTenants(absl::Time deadline);
+  absl::StatusOr<v1::VerifySegmentsResponse> VerifySegments(absl::Time deadline);
+  // Begins to stop the server.
+  absl::Status Drain(absl::Time deadline);
 
  private:
   explicit KvClient(const std::shared_ptr<grpc::Channel>& channel);

@@ -244,6 +244,42 @@ absl::StatusOr<FormPtr> SegmentReader::EnsureCompact(const BlockKey& key) {
   return Make(segment, ways.front(), absl::InfiniteFuture());
 }
 
+absl::StatusOr<bool> SegmentReader::CheckForm(const StoredSegment& segment, const FormPtr& form,
+                                              const Patience& patience) {
+  for (int layer = 0; layer < form->layers(); ++layer) {
+    for (const Part part : kParts) {
+      if (auto s = patience.Check(); !s.ok()) return s;
+      if (!Verify(segment, form, layer, part).ok()) return false;
+    }
+  }
+  return true;
+}
+
+absl::StatusOr<MemoryCheck> SegmentReader::CheckMemory(const Patience& patience) {
+  constexpr size_t kAtOnce = 1024;
+  MemoryCheck check;
+  std::vector<SegmentSummary> rows;
+  bool more = true;
+  for (size_t position = 0; more; rows.clear()) {
+    more = store_->Walk(position, kAtOnce, rows);
+    for (const SegmentSummary& row : rows) {
+      const std::optional<StoredSegment> segment = store_->Peek(row.key);
+      if (!segment.has_value()) continue;  // gone meanwhile
+      ++check.segments;
+      for (const SegmentForm form : kHeldForms) {
+        const FormPtr& held = segment->forms[form];
+        if (held == nullptr) continue;
+        const absl::StatusOr<bool> whole = CheckForm(*segment, held, patience);
+        if (!whole.ok()) return whole.status();
+        ++check.forms;
+        check.bytes += held->bytes();
+        if (!*whole) ++check.damaged_forms;
+      }
+    }
+  }
+  return check;
+}
+
 absl::StatusOr<FormPtr> SegmentReader::Make(const StoredSegment& segment, const FormWay& way,
                                             const Patience& patience) {
   const FormPtr& source = segment.forms[way.source];

@@ -49,6 +49,14 @@ struct OpenSegment {
   int64_t Bytes(int first_layer, int layers) const;
 };
 
+// What a check of memory found.
+struct MemoryCheck {
+  int64_t segments = 0;
+  int64_t forms = 0;
+  int64_t bytes = 0;  // of these
+  int64_t damaged_forms = 0;
+};
+
 struct LayerRead {
   MissingReason missing = MissingReason::kNone;
   BlobPtr k;  // null if missing
@@ -92,6 +100,10 @@ class SegmentReader {
   // damaged (and dropped); ResourceExhausted if the budget has no room.
   absl::StatusOr<FormPtr> EnsureCompact(const BlockKey& key);
 
+  // Verifies everything that memory holds, as ReadLayer does, and touches nothing. What comes
+  // meanwhile may be left out. DeadlineExceeded.
+  absl::StatusOr<MemoryCheck> CheckMemory(const Patience& patience);
+
  private:
   // Decides what `open`, which is stored, is read from.
   absl::Status Choose(const SegmentWant& want, OpenSegment& open, const Patience& patience);
@@ -101,6 +113,9 @@ class SegmentReader {
   // Drops a damaged form, and returns DataLoss.
   absl::Status Drop(const StoredSegment& segment, const FormPtr& form, int layer, Part part,
                     const absl::Status& why);
+  // Whether all blobs of a form are whole.
+  absl::StatusOr<bool> CheckForm(const StoredSegment& segment, const FormPtr& form,
+                                 const Patience& patience);
   // The blob if it is whole and the right one; otherwise drops its form and returns DataLoss.
   absl::StatusOr<FormPart> Verify(const StoredSegment& segment, const FormPtr& form, int layer,
                                   Part part);

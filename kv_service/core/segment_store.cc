@@ -140,6 +140,13 @@ std::vector<std::optional<StoredSegment>> SegmentStore::Get(std::span<const Bloc
   return result;
 }
 
+std::optional<StoredSegment> SegmentStore::Peek(const BlockKey& key) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const SegmentEntry* const entry = tree_->Find(key);
+  if (entry == nullptr) return std::nullopt;
+  return entry->ToSegment();
+}
+
 absl::StatusOr<SegmentSummary> SegmentStore::Describe(const BlockKey& key) const {
   std::lock_guard<std::mutex> lock(mutex_);
   const SegmentEntry* const entry = tree_->Find(key);

@@ -106,6 +106,9 @@ class SegmentStore {
   // One entry per key, nullopt where it is not stored. Touches what is.
   std::vector<std::optional<StoredSegment>> Get(std::span<const BlockKey> keys);
 
+  // As Get of one key, without touching it.
+  std::optional<StoredSegment> Peek(const BlockKey& key) const;
+
   // What is known of one key, without touching it. NotFound.
   absl::StatusOr<SegmentSummary> Describe(const BlockKey& key) const;
 

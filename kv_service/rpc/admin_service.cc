@@ -1,12 +1,17 @@
 #include "kv_service/rpc/admin_service.h"
 
 #include <algorithm>
+#include <map>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "compute/base/structured_log.h"
 #include "kv_service/core/miss_report.h"
+#include "kv_service/core/tenant_salt.h"
+#include "kv_service/rpc/build_info.h"
 #include "kv_service/rpc/namespace_convert.h"
 #include "kv_service/rpc/removal_convert.h"
 #include "kv_service/rpc/tenant_view.h"
@@ -136,6 +141,54 @@ grpc::Status AdminServiceImpl::ExplainMiss(grpc::ServerContext* context,
                                            v1::ExplainMissResponse* response) {
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
   return ToGrpc(view.ok() ? Explain(*core_, *view, *request, *response) : view.status());
+}
+
+grpc::Status AdminServiceImpl::GetBuildInfo(grpc::ServerContext* /*context*/,
+                                            const v1::GetBuildInfoRequest* /*request*/,
+                                            v1::GetBuildInfoResponse* response) {
+  *response = BuildInfo();
+  return grpc::Status::OK;
+}
+
+grpc::Status AdminServiceImpl::ListTenants(grpc::ServerContext* /*context*/,
+                                           const v1::ListTenantsRequest* /*request*/,
+                                           v1::ListTenantsResponse* response) {
+  std::map<std::string, uint64_t> namespaces;
+  for (const auto& context : core_->store.Namespaces()) {
+    ++namespaces[std::string(TenantOf(context->ns))];
+  }
+  for (const auto& [tenant, count] : namespaces) {
+    v1::TenantUsage* const row = response->add_tenants();
+    row->set_tenant(tenant);
+    row->set_namespaces(count);
+    row->set_stored_bytes(static_cast<uint64_t>(core_->store.TenantBytes(tenant)));
+    row->set_stored_bytes_limit(static_cast<uint64_t>(core_->quotas->StoredLimit(tenant)));
+  }
+  return grpc::Status::OK;
+}
+
+grpc::Status AdminServiceImpl::VerifySegments(grpc::ServerContext* context,
+                                              const v1::VerifySegmentsRequest* /*request*/,
+                                              v1::VerifySegmentsResponse* response) {
+  const CallWatch::Call call(&watch_, context, CallWatch::Kind::kUnary);
+  const absl::StatusOr<MemoryCheck> check = core_->reader.CheckMemory(call.patience());
+  if (!check.ok()) return ToGrpc(check.status());
+  response->set_segments(static_cast<uint64_t>(check->segments));
+  response->set_forms(static_cast<uint64_t>(check->forms));
+  response->set_bytes(static_cast<uint64_t>(check->bytes));
+  response->set_damaged_forms(static_cast<uint64_t>(check->damaged_forms));
+  return grpc::Status::OK;
+}
+
+grpc::Status AdminServiceImpl::Drain(grpc::ServerContext* context,
+                                     const v1::DrainRequest* /*request*/,
+                                     v1::DrainResponse* /*response*/) {
+  if (drain_ == nullptr) {
+    return ToGrpc(absl::FailedPreconditionError("this server cannot be stopped by a call"));
+  }
+  Log(LogLevel::kInfo, "server.drain_asked", {{"peer", context->peer()}});
+  drain_();
+  return grpc::Status::OK;
 }
 
 }  // namespace fourierkv

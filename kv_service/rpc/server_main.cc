@@ -1,5 +1,8 @@
 // fourierkv-server: stores, compresses and serves KV caches.
 
+#include <signal.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
@@ -191,7 +194,7 @@ absl::Status Serve(const Flags& flags) {
 
   KvCacheServiceImpl cache(&core);
   ProfileServiceImpl profiles(&core.profiles, &core.tiers);
-  AdminServiceImpl admin(&core);
+  AdminServiceImpl admin(&core, [] { kill(getpid(), SIGTERM); });
   EventServiceImpl events(&core);
   ServerOptions options;
   options.listen = flags.listen;

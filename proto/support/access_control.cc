@@ -25,9 +25,13 @@ struct MethodRole {
 };
 
 constexpr MethodRole kMethodRoles[] = {
+    {"/fourierkv.v1.AdminService/Drain", Role::kAdmin},
     {"/fourierkv.v1.AdminService/ExplainMiss", Role::kAdmin},
+    {"/fourierkv.v1.AdminService/GetBuildInfo", Role::kAdmin},
     {"/fourierkv.v1.AdminService/GetStats", Role::kAdmin},
     {"/fourierkv.v1.AdminService/ListSegments", Role::kAdmin},
+    {"/fourierkv.v1.AdminService/ListTenants", Role::kAdmin},
+    {"/fourierkv.v1.AdminService/VerifySegments", Role::kAdmin},
     {"/fourierkv.v1.DecodeService/Generate", Role::kRead},
     {"/fourierkv.v1.EventService/Subscribe", Role::kRead},
     {"/fourierkv.v1.KvCacheService/Delete", Role::kWrite},

@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
@@ -169,6 +170,31 @@ TEST(ProgramsTest, AWorkerStartsBeforeItsServer) {
   EXPECT_NE(worker.WaitForAddress(), "") << worker.err();
   worker.Signal(SIGTERM);
   EXPECT_EQ(worker.Wait(), 0) << worker.err();
+}
+
+TEST(AdminTest, OperatorsAskAndStopAServer) {
+  Subprocess server("fourierkv-server", {"--listen", "127.0.0.1:0", "--metrics", ""});
+  const std::string address = server.WaitForAddress();
+  ASSERT_NE(address, "") << server.err();
+  const auto ask = [&](const std::string& what) {
+    return RunProgram("fourierkv", {"admin", what, "--server", address, "--output", "json"});
+  };
+  const std::map<std::string, std::string> answers = {
+      {"stats", "\"used_bytes\": 0"},
+      {"build", "\"version\": \"" FOURIERKV_VERSION},
+      {"tenants", "[]"},
+      {"verify", "\"damaged_forms\": 0"}};
+  for (const auto& [what, answer] : answers) {
+    const Ended asked = ask(what);
+    EXPECT_EQ(asked.status, 0) << what << ": " << asked.err;
+    EXPECT_THAT(asked.out, HasSubstr(answer)) << what;
+  }
+  EXPECT_THAT(RunProgram("fourierkv", {"admin", "verify", "--server", address}).out,
+              HasSubstr("damaged_forms        0"));
+  EXPECT_EQ(ask("drain").status, 0);
+  EXPECT_EQ(server.Wait(), 0);
+  const Ended gone = RunProgram("fourierkv", {"admin", "nothing", "--server", address});
+  EXPECT_NE(gone.status, 0);
 }
 
 TEST(ProgramsTest, TwoWorkersCannotShareAPort) {
