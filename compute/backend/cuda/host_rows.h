@@ -15,7 +15,7 @@ struct RowsOf {
   size_t rows = 1;
 
   size_t bytes() const { return width * rows; }
-  operator RowsOf<const std::byte>() const { return {data, pitch, width, rows}; }
+  RowsOf<const std::byte> as_const() const { return {data, pitch, width, rows}; }
 };
 using HostRows = RowsOf<std::byte>;
 using ConstHostRows = RowsOf<const std::byte>;

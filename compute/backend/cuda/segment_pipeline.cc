@@ -152,7 +152,7 @@ absl::Status SegmentPipeline::Download(std::span<const SegmentJob> jobs, const P
   slot.unpinned.clear();
   for (size_t i = 0; i < slot.jobs.size(); ++i) {
     const HostRows& home = jobs[slot.jobs[i]].out;
-    const bool pinned = IsPinned(home);
+    const bool pinned = IsPinned(home.as_const());
     const HostRows rows = pinned ? home : HostRows{to, home.width, home.width, home.rows};
     slot.unpinned.push_back(pinned ? nullptr : to);
     if (!pinned) to += AlignUp(home.bytes());
