@@ -26,29 +26,43 @@ struct SegmentShape {
 
 // Which piece of its row stands where piece `piece` would: keys are read by 4 rows x 2 pieces at
 // once, values by 2 rows x 4 pieces.
-template <bool kValues>
-__device__ __forceinline__ int WordSwizzle(int row) {
-  return kValues ? row & 1 : (row & 3) << 1;
+__device__ __forceinline__ int WordSwizzle(bool values, int row) {
+  return values ? row & 1 : (row & 3) << 1;
 }
 __device__ __forceinline__ int ByteSwizzle(int row) { return (row & 3) << 1; }
-template <bool kValues>
-__device__ __forceinline__ int HalfSwizzle(int row) {
-  return kValues ? (row & 1) << 2 : (row & 3) << 1;
+__device__ __forceinline__ int HalfSwizzle(bool values, int row) {
+  return values ? (row & 1) << 2 : (row & 3) << 1;
+}
+
+// Rows lane / 8 + 4 i < valid; `pitch` between the rows of the source.
+__device__ __forceinline__ void CopyRows(uint32_t to, const uint8_t* from, int pitch, int valid,
+                                         int lane) {
+  if (valid == kChunk) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) CopyAsync16(to + i * 512, from + 4 * i * pitch);
+  } else {
+    // What is no channel becomes zero, lest it be read as NaN.
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool zeros = (lane >> 3) + 4 * i >= valid;
+      CopyAsync16(to + i * 512, zeros ? from : from + 4 * i * pitch, zeros);
+    }
+  }
 }
 
 // The pieces that unit `unit` needs of a plane of 1, 2 or 4 bits: at most 8 of each row.
-template <bool kValues>
-__device__ __forceinline__ void CopyPlane(uint32_t slot, const uint8_t* source, int log_quads,
-                                          int unit, int valid, int lane) {
+__device__ __forceinline__ void CopyPlane(bool values, uint32_t slot, const uint8_t* source,
+                                          int log_quads, int unit, int valid, int lane) {
   const int log = min(log_quads, 3);
   const int row = lane >> log;
   const int piece = lane & ((1 << log) - 1);
   const int first = (8 * unit) & ((1 << log_quads) - 1);
-  const int place = piece ^ (WordSwizzle<kValues>(row) & ((1 << log) - 1));
+  const int place = piece ^ (WordSwizzle(values, row) & ((1 << log) - 1));
   const uint8_t* from = source + (((row << log_quads) + first + piece) << 4);
   const uint32_t to = slot + (row << (log + 4)) + (place << 4);
+  if (log == 3) return CopyRows(to, from, 16 << log_quads, valid, lane);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 2; ++i) {
     const int rows = i << (5 - log);
     if (row + rows < valid) CopyAsync16(to + i * 512, from + (rows << (log_quads + 4)));
   }
@@ -56,53 +70,67 @@ __device__ __forceinline__ void CopyPlane(uint32_t slot, const uint8_t* source, 
 
 // Which k the run `run` of 32 tokens of a step with 8 or 16 bits is. Keys take neighbours, as rows
 // r and r + 8 of a tile; values k and k + 4, as pairs.
-template <bool kValues>
-__device__ __forceinline__ int RunOfBytes(int step_run, int run) {
-  return kValues ? 2 * step_run + (run & 1) + 4 * (run >> 1) : 4 * step_run + run;
+__device__ __forceinline__ int RunOfBytes(bool values, int step_run, int run) {
+  return values ? 2 * step_run + (run & 1) + 4 * (run >> 1) : 4 * step_run + run;
 }
-template <bool kValues>
-__device__ __forceinline__ int RunOfHalves(int step_run, int run) {
-  return kValues ? step_run + 4 * run : 2 * step_run + run;
+__device__ __forceinline__ int RunOfHalves(bool values, int step_run, int run) {
+  return values ? step_run + 4 * run : 2 * step_run + run;
 }
 
-template <bool kValues, int kLogS>
-__device__ __forceinline__ void CopyBytes(uint32_t slot, const Step& step, const uint8_t* source,
-                                          SegmentShape<kLogS> shape, int unit, int lane) {
+template <int kLogS>
+__device__ __forceinline__ void CopyBytes(bool values, uint32_t slot, const Step& step,
+                                          const uint8_t* source, SegmentShape<kLogS> shape,
+                                          int unit, int lane) {
   const int row = lane >> 3;
   const int piece = lane & 7;
-  const int k = RunOfBytes<kValues>(step.run, piece >> 1);
+  const int k = RunOfBytes(values, step.run, piece >> 1);
   const int token =
       (k << shape.log_stride()) + 32 * unit + (shape.half_unit() ? 0 : 16 * (piece & 1));
-  const uint8_t* from = source + (row << shape.log_s()) + token;
-  const uint32_t to = slot + row * 128 + ((piece ^ ByteSwizzle(row)) << 4);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (row + 4 * i < step.valid) CopyAsync16(to + i * 512, from + ((4 * i) << shape.log_s()));
-  }
+  CopyRows(slot + row * 128 + ((piece ^ ByteSwizzle(row)) << 4),
+           source + (row << shape.log_s()) + token, 1 << shape.log_s(), step.valid, lane);
 }
 
-template <bool kValues, int kLogS>
-__device__ __forceinline__ void CopyHalves(uint32_t slot, const Step& step, const uint8_t* source,
-                                           SegmentShape<kLogS> shape, int unit, int lane) {
+template <int kLogS>
+__device__ __forceinline__ void CopyHalves(bool values, uint32_t slot, const Step& step,
+                                           const uint8_t* source, SegmentShape<kLogS> shape,
+                                           int unit, int lane) {
   const int row = lane >> 3;
   const int piece = lane & 7;
-  const int k = RunOfHalves<kValues>(step.run, piece >> 2);
+  const int k = RunOfHalves(values, step.run, piece >> 2);
   const int inner = shape.half_unit() ? piece & 1 : piece & 3;
   const int token = (k << shape.log_stride()) + 32 * unit + 8 * inner;
-  const uint8_t* from = source + (((row << shape.log_s()) + token) << 1);
-  const uint32_t to = slot + row * 128 + ((piece ^ HalfSwizzle<kValues>(row)) << 4);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    // What is no channel must be no NaN either.
-    const bool valid = row + 4 * i < step.valid;
-    CopyAsync16(to + i * 512, valid ? from + ((8 * i) << shape.log_s()) : source, !valid);
+  CopyRows(slot + row * 128 + ((piece ^ HalfSwizzle(values, row)) << 4),
+           source + (((row << shape.log_s()) + token) << 1), 2 << shape.log_s(), step.valid, lane);
+}
+
+// Starts the copy of a step of residents.
+template <int kLogS>
+__device__ __forceinline__ void CopyResident(bool values, uint32_t slot, const Step& step,
+                                             const uint8_t* payload, SegmentShape<kLogS> shape,
+                                             int unit, int lane) {
+  const uint8_t* source = payload + step.source;
+  if (step.kind == 4) {
+    CopyPlane(values, slot, source, shape.log_quads(4), unit, step.valid, lane);
+  } else if (step.kind == 16) {
+    CopyHalves(values, slot, step, source, shape, unit, lane);
+  } else if (step.kind == 8) {
+    CopyBytes(values, slot, step, source, shape, unit, lane);
+  } else {
+    const int log = shape.log_quads(2);
+    CopyPlane(values, slot, source, log, unit, step.valid, lane);
+    if (step.kind == 3) {
+      CopyPlane(values, slot + (kChunk << (min(log, 3) + 4)), payload + step.high,
+                shape.log_quads(1), unit, step.valid, lane);
+    }
   }
 }
 
 __device__ __forceinline__ void CopySmall(uint32_t target, const uint8_t* payload,
                                           const SmallCopy* copies, int count, int lane) {
+#pragma unroll 1
   for (int n = 0; n < count; ++n) {
     const SmallCopy copy = copies[n];
+#pragma unroll 1
     for (int at = lane * 16; at < copy.bytes; at += 512) {
       CopyAsync16(target + copy.target + at, payload + copy.source + at);
     }
@@ -113,7 +141,7 @@ __device__ __forceinline__ void CopySmall(uint32_t target, const uint8_t* payloa
 template <bool kValues>
 __device__ __forceinline__ uint4 LoadQuad(const uint8_t* slot, int row, int quad, int log_quads) {
   const int log = min(log_quads, 3);
-  const int place = (quad ^ WordSwizzle<kValues>(row)) & ((1 << log) - 1);
+  const int place = (quad ^ WordSwizzle(kValues, row)) & ((1 << log) - 1);
   return *reinterpret_cast<const uint4*>(slot + (row << (log + 4)) + (place << 4));
 }
 
@@ -122,7 +150,8 @@ __device__ __forceinline__ uint32_t Component(const uint4& words, int i) {
 }
 
 // The quad's words with what belongs to this unit in every nibble: 4-bit words as they are, planes
-// of 2 and 3 bits shifted and merged (docs/format.md, section 2).
+// of 2 and 3 bits shifted and merged (docs/format.md, section 2). Two bits above those of 2-bit
+// values are not cleared.
 template <bool kValues, int kBits, int kLogS>
 __device__ __forceinline__ uint4 LoadNibbles(const uint8_t* slot, SegmentShape<kLogS> shape,
                                              int row, int quad) {

@@ -15,15 +15,9 @@ inline constexpr int kAttentionWarps = 4;
 inline constexpr int kAttentionThreads = 32 * kAttentionWarps;
 
 // Partial results of 8 heads: [8] maxima, [8] sums, then outputs as a warp has them.
-__host__ __device__ inline int64_t RecordFloats(int chunks) { return 16 + 128 * chunks; }
-
-// The lanes of a record that hold heads, as 0 .. 2^log - 1.
-struct RecordLanes {
-  int log;
-
-  __device__ __forceinline__ explicit RecordLanes(int heads) : log(heads <= 4 ? 4 : 5) {}
-  __device__ __forceinline__ int Lane(int i) const { return log == 5 ? i : (i >> 1) * 4 + (i & 1); }
-};
+__host__ __device__ inline int64_t RecordFloats(int chunks) {
+  return 16 + 128 * static_cast<int64_t>(chunks);
+}
 
 // Everything MergeGroup must know of the group whose parts are all there.
 struct MergeTask {
@@ -35,6 +29,7 @@ struct MergeTask {
   int first_stretch[2];
   bool first_begins[2];  // the first stretch begins with this piece
   int chunks[2];
+  int log_lanes;
   int heads;
   int head_dim;
   const int16_t* channels;  // [chunks[0]][16]
@@ -71,8 +66,8 @@ __host__ __device__ inline int64_t MergeSharedBytes(int parts, int head_dim) {
 __device__ __forceinline__ void SumRecords(const MergeTask& task, int kind, const float* weights,
                                            float* sums) {
   constexpr int kGroup = 4;  // float4 of a lane at a time
-  const RecordLanes lanes(task.heads);
-  const int items = task.chunks[kind] << lanes.log;
+  const int items = task.chunks[kind] << task.log_lanes;
+  const int log_columns = task.log_lanes - 3;
   const int warp = threadIdx.x >> 5;
   const int lane = threadIdx.x & 31;
   for (int base = 0; base < items; base += 32 * kGroup) {
@@ -81,8 +76,7 @@ __device__ __forceinline__ void SumRecords(const MergeTask& task, int kind, cons
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
       const int item = base + 32 * i + lane;
-      const int own = lanes.Lane(item & ((1 << lanes.log) - 1));
-      place[i] = item < items ? (item >> lanes.log) * 32 + own : -1;
+      place[i] = item < items ? item : -1;
       acc[i] = {0, 0, 0, 0};
     }
 #pragma unroll 4
@@ -93,7 +87,8 @@ __device__ __forceinline__ void SumRecords(const MergeTask& task, int kind, cons
       for (int i = 0; i < kGroup; ++i) {
         if (place[i] < 0) continue;
         const float4 o = __ldcg(outputs + place[i]);
-        const float2 w = *reinterpret_cast<const float2*>(weight + 2 * (place[i] & 3));
+        const float2 w =
+            *reinterpret_cast<const float2*>(weight + 2 * (lane & ((1 << log_columns) - 1)));
         acc[i].x = fmaf(o.x, w.x, acc[i].x);
         acc[i].y = fmaf(o.y, w.y, acc[i].y);
         acc[i].z = fmaf(o.z, w.x, acc[i].z);
@@ -105,9 +100,9 @@ __device__ __forceinline__ void SumRecords(const MergeTask& task, int kind, cons
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) {
           if (place[i] < 0) continue;
-          const int chunk = place[i] >> 5;
-          const int r = (place[i] & 31) >> 2;
-          const int head = 2 * (place[i] & 3);
+          const int chunk = place[i] >> task.log_lanes;
+          const int r = (place[i] >> log_columns) & 7;
+          const int head = 2 * (lane & ((1 << log_columns) - 1));
 #pragma unroll
           for (int row = 0; row < 2; ++row) {
             const int channel = kind == 0 ? __ldg(task.channels + 16 * chunk + r + 8 * row)
@@ -179,7 +174,7 @@ __device__ __forceinline__ void MergeGroup(const MergeTask& task, float* shared,
       if (task.rotation == nullptr) out[head] += compact[head * d + channel];
     }
     if (task.rotation != nullptr && task.parts[0] > 0) {
-#pragma unroll 8
+#pragma unroll 32
       for (int j = 0; j < d; ++j) {
         const float u = __ldg(task.rotation + static_cast<int64_t>(j) * d + channel);
 #pragma unroll

@@ -11,8 +11,9 @@
 namespace fourierkv::kernels {
 
 // A page is worked on in blocks of 16 tokens x 64 channels, a step each: keys token block by token
-// block, then values channel block by channel block. Every lane copies what it will read itself:
-// four pieces of 8 channels.
+// block, then values channel block by channel block. A block is copied in rows of 128 bytes, whose
+// pieces of 8 channels are permuted so that lanes read without bank conflicts: keys 2 rows x 4
+// pieces at once, values 4 rows x 2 pieces.
 struct PageShape {
   int head_dim;
   int blocks;  // of 64 channels
@@ -21,46 +22,27 @@ struct PageShape {
   __device__ __forceinline__ int steps() const { return 8 * blocks; }
 };
 
-// Keys: piece 2 x + h has channels 64 block + 32 x + 8 c .. + 7 of token r + 8 h.
-__device__ __forceinline__ void CopyKeyBlock(uint32_t slot, const uint16_t* keys, int tokens,
-                                             int token_block, int block, int head_dim, int lane) {
-  const int r = lane >> 2;
-  const int c = lane & 3;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int token = 16 * token_block + r + 8 * (i & 1);
-    const int channel = 64 * block + 32 * (i >> 1) + 8 * c;
-    const bool valid = token < tokens && channel < head_dim;
-    CopyAsync16(slot + 512 * i + 16 * lane, valid ? keys + token * head_dim + channel : keys,
-                !valid);
-  }
-}
-
-// Values: piece i has channels 64 block + 8 r .. + 7 of token 2 c, 2 c + 1, 2 c + 8, 2 c + 9.
-__device__ __forceinline__ void CopyValueBlock(uint32_t slot, const uint16_t* values, int tokens,
-                                               int token_block, int block, int head_dim, int lane) {
-  const int r = lane >> 2;
-  const int c = lane & 3;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int token = 16 * token_block + 2 * c + (i & 1) + 8 * (i >> 1);
-    const int channel = 64 * block + 8 * r;
-    const bool valid = token < tokens && channel < head_dim;
-    CopyAsync16(slot + 512 * i + 16 * lane, valid ? values + token * head_dim + channel : values,
-                !valid);
-  }
+__device__ __forceinline__ int PagePlace(bool values, int row, int piece) {
+  return 128 * row + ((piece ^ (values ? row & 6 : (row & 1) << 2)) << 4);
 }
 
 __device__ __forceinline__ void CopyPageStep(uint32_t slot, const uint16_t* keys,
                                              const uint16_t* values, int tokens, int step,
                                              const PageShape& shape, int lane) {
   const int key_steps = 4 * shape.blocks;
-  if (step < key_steps) {
-    CopyKeyBlock(slot, keys, tokens, step / shape.blocks, step % shape.blocks, shape.head_dim,
-                 lane);
-  } else {
-    CopyValueBlock(slot, values, tokens, (step - key_steps) & 3, (step - key_steps) >> 2,
-                   shape.head_dim, lane);
+  const bool is_value = step >= key_steps;
+  const int token_block = is_value ? (step - key_steps) & 3 : step / shape.blocks;
+  const int block = is_value ? (step - key_steps) >> 2 : step % shape.blocks;
+  const uint16_t* const part = is_value ? values : keys;
+  const int piece = lane & 7;
+  const int channel = 64 * block + 8 * piece;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = (lane >> 3) + 4 * i;
+    const int token = 16 * token_block + row;
+    const bool valid = token < tokens && channel < shape.head_dim;
+    CopyAsync16(slot + PagePlace(is_value, row, piece),
+                valid ? part + token * shape.head_dim + channel : part, !valid);
   }
 }
 
@@ -91,11 +73,13 @@ __device__ __forceinline__ void SplitPair(float x, float y, uint32_t* high, uint
 template <ElementType kType>
 __device__ __forceinline__ void ScoreKeyBlock(float (&acc)[4], const uint8_t* slot,
                                               const uint4* queries, int block, int lane) {
-  const auto* pieces = reinterpret_cast<const uint4*>(slot) + lane;
+  const int r = lane >> 2;
+  const int c = lane & 3;
 #pragma unroll
   for (int x = 0; x < 2; ++x) {
-    const uint4 a = pieces[64 * x];
-    const uint4 b = pieces[64 * x + 32];
+    // Channels 64 block + 32 x + 8 c .. + 7 of tokens r, r + 8.
+    const uint4 a = *reinterpret_cast<const uint4*>(slot + PagePlace(false, r, 4 * x + c));
+    const uint4 b = *reinterpret_cast<const uint4*>(slot + PagePlace(false, r + 8, 4 * x + c));
     const uint4 high = queries[((2 * block + x) * 2) * 32 + lane];
     const uint4 low = queries[((2 * block + x) * 2 + 1) * 32 + lane];
     MmaOf<kType>(acc, a.x, b.x, a.y, b.y, high.x, high.y);
@@ -157,8 +141,15 @@ template <ElementType kType>
 __device__ __forceinline__ void OutputValueBlock(float (&acc)[4][4], const uint8_t* slot,
                                                  const uint32_t (&high)[2],
                                                  const uint32_t (&low)[2], int lane) {
-  const auto* pieces = reinterpret_cast<const uint4*>(slot) + lane;
-  const uint4 y[4] = {pieces[0], pieces[32], pieces[64], pieces[96]};
+  const int r = lane >> 2;
+  const int c = lane & 3;
+  // Channels 8 r .. + 7 of tokens 2 c, 2 c + 1, 2 c + 8, 2 c + 9.
+  uint4 y[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = 2 * c + (i & 1) + 8 * (i >> 1);
+    y[i] = *reinterpret_cast<const uint4*>(slot + PagePlace(true, row, r));
+  }
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     const uint32_t a0 = __byte_perm(Component(y[0], w), Component(y[1], w), 0x5410);

@@ -32,6 +32,7 @@ struct PartProgram {
   std::vector<int16_t> channels;
   int small_bytes = 0;
   int chunks = 0;
+  int residents = 0;  // the first chunk of residents
   int largest_m = 0;
   int64_t payload_bytes = 0;  // that a segment's copies read
 };
@@ -60,8 +61,13 @@ std::string CheckBand(const PartView& part, const BandView& band) {
 SmallBand AddSmall(const BandView& band, int64_t start, int64_t bytes, PartProgram* program) {
   SmallBand small = {};
   const int64_t target = program->small_bytes;
-  program->copies.push_back({static_cast<uint32_t>(start), static_cast<uint16_t>(target),
-                             static_cast<uint16_t>(AlignUp(bytes))});
+  if (!program->copies.empty() &&
+      program->copies.back().source + program->copies.back().bytes == start) {
+    program->copies.back().bytes += static_cast<uint16_t>(AlignUp(bytes));
+  } else {
+    program->copies.push_back({static_cast<uint32_t>(start), static_cast<uint16_t>(target),
+                               static_cast<uint16_t>(AlignUp(bytes))});
+  }
   program->small_bytes += static_cast<int>(AlignUp(bytes));
   small.channels = static_cast<uint16_t>(band.size);
   small.coefficients = static_cast<uint8_t>(band.coefficients);
@@ -104,8 +110,7 @@ void AddResident(const PartView& part, const BandView& band, PartProgram* progra
   const int64_t row = static_cast<int64_t>(part.segment_tokens);  // values of a channel
   for (int first = 0; first < band.size; first += kChunk) {
     Step step = {};
-    step.kind = kResident;
-    step.bits = static_cast<uint8_t>(band.bits);
+    step.kind = static_cast<uint8_t>(band.bits);
     step.valid = static_cast<uint8_t>(std::min(kChunk, band.size - first));
     step.chunk = static_cast<uint8_t>(program->chunks + first / kChunk);
     step.scale = static_cast<uint16_t>(small.scale + 2 * first);
@@ -150,6 +155,7 @@ std::string BuildPart(const PartView& part, int head, bool lane_order, PartProgr
       }
       ++program->chunks;
     }
+    if (band.coefficients > 0) program->residents = program->chunks;
   }
   // A part's small data must not be overwritten while its steps run: a copy starts three steps
   // ahead of its use.
@@ -162,8 +168,7 @@ uint16_t BasisBits(const PartView& part, int m, int token, bool weights, bool od
   const float factor = odd ? 16.0f : 1.0f;
   if (m == 0) return weights ? HalfBits(factor) : 0;
   if (m >= part.columns) return 0;
-  return HalfBits(part.basis[static_cast<int64_t>(m) * part.segment_tokens + token] * kBasisScale *
-                  factor);
+  return HalfBits(part.basis[static_cast<int64_t>(m) * part.segment_tokens + token] * factor);
 }
 
 // The basis as A operands, in the order in which lanes read them: [unit][block][tile][lane][regs].
@@ -250,6 +255,42 @@ std::string CheckPart(const PartView& part) {
   return "";
 }
 
+// The head as a uniform part; `bits` is that of the residents of all heads so far, 0 for none yet.
+// False if it is none.
+bool MakeUniform(const PartView& part, int head, int* bits, UniformPart* uniform) {
+  *uniform = {};
+  if (part.segment_tokens != kUnitTokens) return false;
+  const int begin = part.head_bands[head];
+  const int end = part.head_bands[head + 1];
+  if (end - begin > 2) return false;
+  for (int b = begin; b < end; ++b) {
+    const BandView& band = part.bands[b];
+    const int chunks = (band.size + kChunk - 1) / kChunk;
+    if (b == begin) uniform->source = static_cast<uint32_t>(band.scale_offset);
+    if (band.coefficients > 0) {
+      if (b > begin || band.bits != 8 || band.coefficients > 8) return false;
+      uniform->channels = static_cast<uint16_t>(band.size);
+      uniform->coefficients = static_cast<uint16_t>(band.coefficients);
+      uniform->data = static_cast<uint16_t>(band.data_offset - band.scale_offset);
+      uniform->chunks = static_cast<uint16_t>(chunks);
+      const int64_t bytes = uniform->data + static_cast<int64_t>(band.size) * band.coefficients;
+      uniform->small_bytes = static_cast<uint16_t>(AlignUp(bytes));
+    } else {
+      if ((band.bits != 4 && band.bits != 8) || (*bits != 0 && band.bits != *bits) ||
+          uniform->residents > 0) {
+        return false;
+      }
+      *bits = band.bits;
+      uniform->residents = static_cast<uint16_t>(band.size);
+      uniform->scale = uniform->small_bytes;
+      uniform->zero = static_cast<uint16_t>(uniform->scale + 2 * band.size);
+      uniform->resident_chunks = static_cast<uint16_t>(chunks);
+      uniform->small_bytes = static_cast<uint16_t>(band.data_offset - uniform->source);
+    }
+  }
+  return true;
+}
+
 uint32_t AppendRotation(const PartView& part, int head, bool transposed,
                         std::vector<uint8_t>* buffer) {
   if (part.rotations == nullptr || part.rotations[head] == nullptr) return 0;
@@ -263,8 +304,7 @@ uint32_t AppendRotation(const PartView& part, int head, bool transposed,
   return Append(buffer, u.data(), u.size());
 }
 
-uint32_t AppendProgram(const PartProgram& k, const PartProgram& v, HeadProgram header,
-                       std::vector<uint8_t>* buffer) {
+std::vector<uint8_t> Assemble(const PartProgram& k, const PartProgram& v, HeadProgram header) {
   std::vector<uint8_t> program;
   header.steps = static_cast<uint16_t>(k.steps.size() + v.steps.size());
   header.v_step = static_cast<uint16_t>(k.steps.size());
@@ -276,6 +316,7 @@ uint32_t AppendProgram(const PartProgram& k, const PartProgram& v, HeadProgram h
   header.v_chunks = static_cast<uint16_t>(v.chunks);
   header.k_blocks = static_cast<uint16_t>(k.largest_m > 1 ? (k.largest_m + 15) / 16 : 0);
   header.v_blocks = static_cast<uint16_t>(std::max(1, (v.largest_m + 15) / 16));
+  header.k_residents = static_cast<uint16_t>(k.residents);
   Append(&program, &header, 1);
   std::vector<Step> steps = k.steps;
   steps.insert(steps.end(), v.steps.begin(), v.steps.end());
@@ -289,7 +330,7 @@ uint32_t AppendProgram(const PartProgram& k, const PartProgram& v, HeadProgram h
   program.resize(AlignUp(static_cast<int64_t>(program.size())));
   header.bytes = static_cast<uint32_t>(program.size());
   std::memcpy(program.data(), &header, sizeof(header));
-  return Append(buffer, program.data(), program.size());
+  return program;
 }
 
 }  // namespace
@@ -310,10 +351,13 @@ std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector
   view->segment_tokens = k.segment_tokens;
   view->slot_bytes = 2048;
 
-  std::vector<uint32_t> programs(k.kv_heads);
-  buffer->resize(AlignUp(4 * k.kv_heads));
+  buffer->resize(16);  // offset 0 stands for nothing
+  std::vector<std::vector<uint8_t>> programs;
   int largest_m = 1;
   int64_t bytes = 0;
+  bool uniform = true;
+  int uniform_bits = 0;
+  int residents[2] = {0, 0};
   for (int head = 0; head < k.kv_heads; ++head) {
     PartProgram parts[2];
     HeadProgram header = {};
@@ -323,8 +367,11 @@ std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector
         return fault;
       }
       largest_m = std::max(largest_m, parts[p].largest_m);
+      UniformPart* const own = p == 0 ? &header.uniform_k : &header.uniform_v;
+      uniform = uniform && MakeUniform(*views[p], head, &uniform_bits, own);
+      residents[p] = std::max(residents[p], own->resident_chunks * kChunk);
       for (const Step& step : parts[p].steps) {
-        if (step.bits == 3 && k.segment_tokens >= 512) view->slot_bytes = 4096;
+        if (step.kind == 3 && k.segment_tokens >= 512) view->slot_bytes = 4096;
       }
       bytes += parts[p].payload_bytes;
     }
@@ -334,18 +381,24 @@ std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector
     header.v_rotation = AppendRotation(v, head, /*transposed=*/true, buffer);
     view->k_rotated |= header.k_rotation != 0;
     view->v_rotated |= header.v_rotation != 0;
-    const size_t before = buffer->size();
-    programs[head] = AppendProgram(parts[0], parts[1], header, buffer);
+    programs.push_back(Assemble(parts[0], parts[1], header));
     view->program_bytes =
-        std::max(view->program_bytes, static_cast<int32_t>(AlignUp(buffer->size() - before)));
+        std::max(view->program_bytes, static_cast<int32_t>(programs.back().size()));
     view->k_small_bytes = std::max(view->k_small_bytes, parts[0].small_bytes + kSmallSlack);
     view->v_small_bytes = std::max(view->v_small_bytes, parts[1].small_bytes + kSmallSlack);
     view->k_chunks = std::max(view->k_chunks, parts[0].chunks);
     view->v_chunks = std::max(view->v_chunks, parts[1].chunks);
   }
-  std::memcpy(buffer->data(), programs.data(), programs.size() * 4);
+  for (size_t head = 0; head < programs.size(); ++head) {
+    programs[head].resize(view->program_bytes);
+    const uint32_t at = Append(buffer, programs[head].data(), programs[head].size());
+    if (head == 0) view->programs = static_cast<int32_t>(at);
+  }
 
-  view->basis_blocks = largest_m <= 8 ? 0 : largest_m <= 16 ? 1 : largest_m <= 32 ? 2 : 4;
+  view->basis_blocks = largest_m <= 8 && k.segment_tokens == kUnitTokens ? 0
+                       : largest_m <= 16                                 ? 1
+                       : largest_m <= 32                                 ? 2
+                                                                         : 4;
   // Both parts of a layer have one basis; the one with more columns speaks for both.
   const PartView& basis = k.columns >= v.columns ? k : v;
   const BasisTables tables(basis, view->basis_blocks);
@@ -353,6 +406,18 @@ std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector
   view->k_basis = static_cast<int32_t>(Append(buffer, scores.data(), scores.size()));
   const std::vector<uint32_t> weights = tables.Weights();
   view->v_basis = static_cast<int32_t>(Append(buffer, weights.data(), weights.size()));
+
+  if (uniform && view->basis_blocks == 0) {
+    view->uniform_bits = uniform_bits == 8 ? 8 : 4;
+    // Rows are found by address bits.
+    const int row_bytes = kUnitTokens * view->uniform_bits / 8;
+    view->k_data = static_cast<int32_t>((view->k_small_bytes + 127) / 128 * 128);
+    view->v_data = static_cast<int32_t>((view->v_small_bytes + 127) / 128 * 128);
+    view->k_uniform_bytes = view->k_data + residents[0] * row_bytes;
+    view->v_uniform_bytes = view->v_data + residents[1] * row_bytes;
+    // What would leave too few warps on a multiprocessor goes step by step.
+    if (view->k_uniform_bytes + view->v_uniform_bytes > 24 * 1024) view->uniform_bits = 0;
+  }
 
   // Bytes decide what a unit costs, but it has a floor: 1,400 instructions.
   const int64_t unit = bytes / k.kv_heads / std::max(1, k.segment_tokens / kUnitTokens);

@@ -19,8 +19,8 @@ struct AttentionPlanView {
   int32_t kv_heads;
   int32_t head_dim;
   int32_t segment_tokens;
-  int32_t programs;       // offset of u32[kv_heads]: where each head's program starts
-  int32_t program_bytes;  // of the largest program
+  int32_t programs;       // offset of the heads' programs, one behind the other ...
+  int32_t program_bytes;  // ... so many bytes apart
   int32_t k_small_bytes;  // what the largest head copies at once: coefficients, scales, offsets
   int32_t v_small_bytes;
   int32_t k_chunks;  // of the head with most chunks of 16 channels
@@ -29,8 +29,13 @@ struct AttentionPlanView {
   int32_t basis_blocks;  // 0: M is at most 8 everywhere; otherwise ceil(M / 16): 1, 2 or 4
   int32_t k_basis;       // offset of the basis as operands for scores; 0: none is needed
   int32_t v_basis;       // offset of the basis as operands for weights
-  int32_t k_rotated;     // 1: some head's K is rotated; queries are then rotated by a launch of
-                         // their own
+  int32_t uniform_bits;  // 4 or 8: every head is as UniformPart says, with so many bits; 0: not
+  int32_t k_data;        // where residents begin in a uniform part's memory, behind its small data
+  int32_t v_data;
+  int32_t k_uniform_bytes;  // of this memory
+  int32_t v_uniform_bytes;
+  int32_t k_rotated;  // 1: some head's K is rotated; queries are then rotated by a launch of
+                      // their own
   int32_t v_rotated;
   int32_t segment_cost;  // time that 256 compact tokens of a head take, against ...
   int32_t page_cost;     // ... a page of exact ones

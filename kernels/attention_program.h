@@ -18,25 +18,22 @@ inline constexpr int kMaxHeadDim = 256;
 inline constexpr int kMaxBasisBlocks = 4;
 
 enum StepKind : uint8_t {
-  kIdle,      // nothing: keeps copies far enough behind what they overwrite
-  kSmall,     // coefficients, scales and offsets of all bands of the part
-  kResident,  // 16 resident channels, or with 8 and 16 bits part of their tokens
+  kIdle = 0,   // nothing: keeps copies far enough behind what they overwrite
+  kSmall = 1,  // coefficients, scales and offsets of all bands of the part
+  // Others are the bits of 16 resident channels; with 8 and 16 bits, of part of their tokens.
 };
 
-struct Step {
-  uint8_t kind;
-  uint8_t bits;
+struct alignas(16) Step {
+  uint32_t source;  // offset of the chunk's words or bytes in the payload
+  uint32_t high;    // 3 bits: of the upper bits
+  uint16_t scale;   // of the chunk's first channel, in the small data
+  uint16_t zero;
+  uint8_t kind;   // StepKind, or 2, 3, 4, 8, 16
   uint8_t valid;  // channels, 1 to 16
   uint8_t chunk;  // of the part's chunks
   uint8_t run;    // 8 bits: 0 or 1, which half of the tokens; 16 bits: 0 to 3
-  uint8_t reserved[3];
-  uint16_t scale;  // of the chunk's first channel, in the small data
-  uint16_t zero;
-  uint32_t source;  // offset of the chunk's words or bytes in the payload
-  uint32_t high;    // 3 bits: of the upper bits
-  uint32_t reserved2;
 };
-static_assert(sizeof(Step) == 24);
+static_assert(sizeof(Step) == 16);
 
 // One contiguous piece of small data.
 struct SmallCopy {
@@ -60,6 +57,23 @@ struct SmallBand {
 };
 static_assert(sizeof(SmallBand) == 12);
 
+// K or V of a head whose bands are at most one of int8 coefficients, M <= 8, and then at most one
+// of residents of 4 or 8 bits. Contiguous in the payload: small data, then residents.
+struct UniformPart {
+  uint32_t source;        // offset in the payload
+  uint16_t small_bytes;   // scales, coefficients, scales, offsets; a multiple of 16
+  uint16_t channels;      // spectral ones
+  uint16_t coefficients;  // M
+  uint16_t data;          // offset of the coefficients in the small data; their scales are at 0
+  uint16_t residents;     // channels
+  uint16_t scale;         // offsets of the residents' scales and offsets in the small data
+  uint16_t zero;
+  uint16_t chunks;  // of coefficients
+  uint16_t resident_chunks;
+  uint16_t reserved;
+};
+static_assert(sizeof(UniformPart) == 24);
+
 // A head's program; what follows it are Step[steps], SmallCopy[k_copies + v_copies], SmallBand[
 // k_bands + v_bands]. Copied to shared memory as it is.
 struct HeadProgram {
@@ -72,22 +86,26 @@ struct HeadProgram {
   uint16_t v_bands;
   uint16_t k_chunks;
   uint16_t v_chunks;
-  uint16_t k_blocks;  // of 16 columns of the basis that K's coefficients need beyond the first
-  uint16_t v_blocks;  // column; V needs one at least, for the softmax's sum
-  uint32_t copies;    // offset of SmallCopy[] from the program's start
-  uint32_t bands;     // offset of SmallBand[]
+  uint16_t k_blocks;     // of 16 columns of the basis that K's coefficients need beyond the first
+  uint16_t v_blocks;     // column; V needs one at least, for the softmax's sum
+  uint16_t k_residents;  // the first chunk of K's residents
+  uint16_t reserved;
+  uint32_t copies;  // offset of SmallCopy[] from the program's start
+  uint32_t bands;   // offset of SmallBand[]
   // Offsets in the plan of i16[chunks][16]: channel ids, -1 where there is none. Those of V as they
   // stand in the bands; those of K as four values of lane column c = 0, four of c = 1, ...
   uint32_t k_channels;
   uint32_t v_channels;
   uint32_t k_rotation;  // offset in the plan of f32 U[head_dim][head_dim]; 0: none
   uint32_t v_rotation;  // transposed
+  uint32_t padding[3];
+  UniformPart uniform_k;  // if the plan is uniform
+  UniformPart uniform_v;
 };
-static_assert(sizeof(HeadProgram) == 48);
+static_assert(sizeof(HeadProgram) == 112);
 
-// Basis values are stored as fp16, times 16, and once more times 16 where k is odd: 4-bit integers
-// of odd k are used where they stand, four bits up. Column 0, a constant, is left out of scores
-// (float takes care of it) and is 1 in weights, which gives the sum of the softmax.
-inline constexpr float kBasisScale = 16.0f;
+// Basis values are stored as fp16, times 16 where k is odd: 4-bit integers of odd k are used where
+// they stand, four bits up. Column 0, a constant, is left out of scores (float takes care of it)
+// and is 1 in weights, which gives the sum of the softmax.
 
 }  // namespace fourierkv::kernels

@@ -11,29 +11,18 @@
 namespace fourierkv::kernels {
 
 // acc[4 b + j]: scores of the tokens (q = 4 r + b, k = 2 j) of heads 2 c, 2 c + 1, then those of
-// k = 2 j + 1 times 16, all times 2^(exponent - 24).
+// k = 2 j + 1 times 16, all times 2^(exponent - 24), but for what all tokens have in common.
 using ScoreTiles = float[16][4];
 
-// Keeps the values of a chunk's channels 0 .. valid - 1 of this lane: `first` is its first.
-__device__ __forceinline__ void DropBeyond(float (&x)[4], int first, int stride, int valid) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (first + stride * i >= valid) x[i] = 0;
-  }
-}
+// Residents' scales times 2^exponent must stay within fp16, below 2^15. With this exponent, for
+// which queries of residents are prepared, scales below 2^7 do.
+inline constexpr int kUsualExponent = 8;
 
 __device__ __forceinline__ uint32_t LoadU16(const uint8_t* at) {
   return *reinterpret_cast<const uint16_t*>(at);
 }
 __device__ __forceinline__ float LoadBf16(const uint8_t* at) {
   return __uint_as_float(LoadU16(at) << 16);
-}
-
-// Four bytes from any address in shared memory. May read up to three bytes before and seven behind.
-__device__ __forceinline__ uint32_t LoadBytes(const uint8_t* at) {
-  const auto address = reinterpret_cast<uintptr_t>(at);
-  const auto* words = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
-  return __funnelshift_r(words[0], words[1], 8 * static_cast<int>(address & 3));
 }
 
 // A power of two as float. Requires -126 <= exponent <= 127.
@@ -45,6 +34,8 @@ __device__ __forceinline__ float PowerOfTwo(int exponent) {
 __device__ __forceinline__ int ExponentAbove(float x) {
   return static_cast<int>(__float_as_uint(x) >> 23) - 126;
 }
+
+__device__ __forceinline__ int ClampExponent(int exponent) { return min(max(exponent, -90), 90); }
 
 // Four queries as pairs of bf16 and what is left of them: 16 bits in all.
 struct SplitQuery {
@@ -59,7 +50,8 @@ struct SplitQuery {
   }
 };
 
-// What scores are begun with, for one warp and unit.
+// What scores are begun with, for one warp and unit. Queries are those of
+// Worker::LoadCompactQueries.
 template <int kBlocks>
 class ScoreStart {
  public:
@@ -67,82 +59,94 @@ class ScoreStart {
 
   __device__ __forceinline__ ScoreStart(const uint8_t* small, const SmallBand* bands, int count,
                                         const float4* queries, int lane)
-      : small_(small), queries_(queries), lane_(lane), r_(lane >> 2), c_(lane & 3) {
-    uint32_t largest_coefficient = 0;  // scales, as bf16 bits: order of values is order of bits
-    uint32_t largest_resident = 0;
-    for (int b = 0; b < count; ++b) {
-      const SmallBand band = bands[b];
-      if (band.kind == kSpectral8) {
-        largest_coefficient = max(largest_coefficient, LargestScale(band));
-      } else if (band.kind == kScaled) {
-        largest_resident = max(largest_resident, LargestScale(band));
-      }
+      : small_(small),
+        address_(SharedAddress(small)),
+        queries_(queries),
+        lane_(lane),
+        r_(lane >> 2),
+        c_(lane & 3) {
+    const uint32_t largest = LargestScale(bands, count);
+    // Nearly always all scales are small enough to be used as they are.
+    usual_ = !__any_sync(~0u, largest >= 0x4300u);  // 2^7
+    if (!usual_) {
+      resident_exponent_ = static_cast<int>(__reduce_max_sync(~0u, largest) >> 7) - 126;
+      coefficient_shift_ = ClampExponent(14 - resident_exponent_);
     }
-    largest_coefficient = __reduce_max_sync(~0u, largest_coefficient);
-    resident_exponent_ = static_cast<int>(__reduce_max_sync(~0u, largest_resident) >> 7) - 126;
-    const int shift = ClampExponent(14 + 126 - static_cast<int>(largest_coefficient >> 7));
-    const float factor = PowerOfTwo(shift);
+#pragma unroll 1
     for (int b = 0; b < count; ++b) {
       const SmallBand band = bands[b];
       if (band.kind == kSpectral8) {
-        for (int i = 0; i < band.chunks; ++i) AddScaledChunk(band, i, factor);
+        const int whole = band.channels / kChunk;
+#pragma unroll 2
+        for (int i = 0; i < whole; ++i) AddScaledChunk<false>(band, i);
+        if (whole < band.chunks) AddScaledChunk<true>(band, whole);
       } else if (band.kind == kSpectral16) {
+#pragma unroll 1
         for (int i = 0; i < band.chunks; ++i) AddPlainChunk(band, i);
       } else if (band.kind == kScaled) {
+#pragma unroll 1
         for (int i = 0; i < band.chunks; ++i) AddOffsets(band, i);
       }
     }
-    const float unscale = PowerOfTwo(-shift);
+    const float unscale = usual_ ? 1.0f : PowerOfTwo(-coefficient_shift_);
 #pragma unroll
     for (int block = 0; block < kCount; ++block) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) plain_[block][i] += scaled_[block][i] * unscale;
+      for (int i = 0; i < 4; ++i) {
+        plain_[block][i] = fmaf(scaled_[block][i], unscale, plain_[block][i]);
+      }
     }
   }
 
-  // Fills `acc` and returns the exponent. `constant` is the basis's first column.
+  // Fills `acc`, gives what all tokens' scores have in common, for heads 2 c, 2 c + 1, and returns
+  // the exponent. `constant` is the basis's first column.
   __device__ __forceinline__ int Begin(ScoreTiles& acc, float constant, const uint8_t* basis,
-                                       int blocks) {
-    const float mean0 = __shfl_sync(~0u, plain_[0][0], c_) * constant + offsets_[0];
-    const float mean1 = __shfl_sync(~0u, plain_[0][1], c_) * constant + offsets_[1];
+                                       int blocks, float (&mean)[2]) {
+    constexpr float kFromResidentQueries = 1.0f / (1 << kUsualExponent);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      mean[i] =
+          fmaf(__shfl_sync(~0u, plain_[0][i], c_), constant, offsets_[i] * kFromResidentQueries);
+    }
     float largest = 0;
 #pragma unroll
     for (int block = 0; block < kCount; ++block) {
-      if (block == 0 && r_ == 0) {
-        plain_[0][0] = plain_[0][1] = 0;
-      }
+      if (block == 0 && r_ == 0) plain_[0][0] = plain_[0][1] = 0;
       largest = fmaxf(largest, fmaxf(fabsf(plain_[block][0]), fabsf(plain_[block][1])));
       if (kBlocks > 0) {
         largest = fmaxf(largest, fmaxf(fabsf(plain_[block][2]), fabsf(plain_[block][3])));
       }
     }
-    // Operands are kept below 2^15: scales times 2^exponent, coefficients times 2^(exponent - 28).
-    const int need = max(resident_exponent_, ExponentAbove(largest) - 28);
-    const int exponent = ClampExponent(14 - __reduce_max_sync(~0u, need));
-    const float unit = PowerOfTwo(exponent - 24);
-#pragma unroll
-    for (int t = 0; t < 16; ++t) {
-      acc[t][0] = mean0 * unit;
-      acc[t][1] = mean1 * unit;
-      acc[t][2] = mean0 * unit * 16.0f;
-      acc[t][3] = mean1 * unit * 16.0f;
+    // Operands are kept below 2^15: scales times 2^exponent, coefficients times 2^(exponent - 24).
+    int exponent = kUsualExponent;
+    if (!usual_ || __any_sync(~0u, largest >= PowerOfTwo(38 - kUsualExponent))) {
+      const int need = max(usual_ ? 6 : resident_exponent_, ExponentAbove(largest) - 24);
+      exponent = ClampExponent(14 - __reduce_max_sync(~0u, need));
     }
-    const float to_operand = unit / kBasisScale;
+    const float unit = PowerOfTwo(exponent - 24);
+    if (kBlocks > 0 || blocks == 0) {
 #pragma unroll
-    for (int block = 0; block < kCount; ++block) {
-      if (block >= blocks) break;
-      const uint32_t b0 =
-          Transpose8x8(PackF16(plain_[block][0] * to_operand, plain_[block][1] * to_operand));
-      if (kBlocks == 0) {
-        const auto* table = reinterpret_cast<const uint2*>(basis) + lane_;
+      for (int t = 0; t < 16; ++t) {
 #pragma unroll
-        for (int t = 0; t < 16; ++t) {
-          const uint2 a = __ldg(table + 32 * t);
-          MmaF16K8(acc[t], a.x, a.y, b0);
-        }
-      } else {
-        const uint32_t b1 =
-            Transpose8x8(PackF16(plain_[block][2] * to_operand, plain_[block][3] * to_operand));
+        for (int i = 0; i < 4; ++i) acc[t][i] = 0;
+      }
+    }
+    if (blocks == 0) return exponent;
+    if constexpr (kBlocks == 0) {
+      const uint32_t b0 = Transpose8x8(PackF16(plain_[0][0] * unit, plain_[0][1] * unit));
+      const float zero[4] = {0, 0, 0, 0};
+      const auto* table = reinterpret_cast<const uint2*>(basis) + lane_;
+#pragma unroll
+      for (int t = 0; t < 16; ++t) {
+        const uint2 a = __ldg(table + 32 * t);
+        MmaF16K8(acc[t], a.x, a.y, b0, zero);
+      }
+    } else {
+#pragma unroll
+      for (int block = 0; block < kCount; ++block) {
+        if (block >= blocks) break;
+        const uint32_t b0 = Transpose8x8(PackF16(plain_[block][0] * unit, plain_[block][1] * unit));
+        const uint32_t b1 = Transpose8x8(PackF16(plain_[block][2] * unit, plain_[block][3] * unit));
         const auto* table = reinterpret_cast<const uint4*>(basis) + block * 512 + lane_;
 #pragma unroll
         for (int t = 0; t < 16; ++t) {
@@ -155,46 +159,63 @@ class ScoreStart {
   }
 
  private:
-  static __device__ __forceinline__ int ClampExponent(int exponent) {
-    return min(max(exponent, -100), 100);
-  }
-
-  __device__ __forceinline__ uint32_t LargestScale(const SmallBand& band) const {
+  // Of this lane's share of all scales, as bf16 bits: the order of bits is the order of values.
+  __device__ __forceinline__ uint32_t LargestScale(const SmallBand* bands, int count) const {
     uint32_t largest = 0;
-    for (int j = lane_; j < band.channels; j += 32) {
-      largest = max(largest, LoadU16(small_ + band.scale + 2 * j));
+#pragma unroll 1
+    for (int b = 0; b < count; ++b) {
+      const SmallBand band = bands[b];
+      if (band.kind == kSpectral16 || band.kind == kPlain) continue;
+#pragma unroll 1
+      for (int j = 2 * lane_; j < band.channels; j += 64) {
+        const uint32_t pair = *reinterpret_cast<const uint32_t*>(small_ + band.scale + 2 * j);
+        largest = max(largest, pair & 0xffffu);
+        if (j + 1 < band.channels) largest = max(largest, pair >> 16);
+      }
     }
     return largest;
   }
 
-  // C_K q over 16 channels of int8 coefficients, times `factor`.
-  __device__ __forceinline__ void AddScaledChunk(const SmallBand& band, int i, float factor) {
+  // C_K q over 16 channels of int8 coefficients, times 2^coefficient_shift_ if that is not usual.
+  template <bool kPartial>
+  __device__ __forceinline__ void AddScaledChunk(const SmallBand& band, int i) {
     const float4 q = queries_[(band.first_chunk + i) * 32 + lane_];
     const uint2 pairs = *reinterpret_cast<const uint2*>(small_ + band.scale + 32 * i + 8 * c_);
-    float scaled[4] = {q.x * LowBf16(pairs.x) * factor, q.y * HighBf16(pairs.x) * factor,
-                       q.z * LowBf16(pairs.y) * factor, q.w * HighBf16(pairs.y) * factor};
-    const int valid = band.channels - kChunk * i;
-    if (valid < kChunk) DropBeyond(scaled, 4 * c_, 1, valid);
+    float scale[4] = {LowBf16(pairs.x), HighBf16(pairs.x), LowBf16(pairs.y), HighBf16(pairs.y)};
+    if (kPartial) {
+      // Behind the last scale is anything, even NaN.
+#pragma unroll
+      for (int x = 0; x < 4; ++x) {
+        if (kChunk * i + 4 * c_ + x >= band.channels) scale[x] = 0;
+      }
+    }
+    float scaled[4] = {q.x * scale[0], q.y * scale[1], q.z * scale[2], q.w * scale[3]};
+    if (!usual_) {
+      const float factor = PowerOfTwo(coefficient_shift_);
+#pragma unroll
+      for (int x = 0; x < 4; ++x) scaled[x] *= factor;
+    }
     const uint32_t b0 = PackF16(scaled[0], scaled[1]);
     const uint32_t b1 = PackF16(scaled[2], scaled[3]);
-    const uint8_t* row = small_ + band.data + r_ * band.channels + kChunk * i + 4 * c_;
+    const uint32_t row = address_ + band.data + r_ * band.channels + kChunk * i + 4 * c_;
 #pragma unroll
     for (int block = 0; block < kCount; ++block) {
       const int m = 16 * block + r_;
-      if (16 * block >= band.coefficients) break;
+      if (kBlocks > 0 && 16 * block >= band.coefficients) break;
       uint32_t a[4] = {0, 0, 0, 0};
-      if (m < band.coefficients) Integers(row + 16 * block * band.channels, &a[0], &a[2]);
-      if (kBlocks > 0 && m + 8 < band.coefficients) {
-        Integers(row + (16 * block + 8) * band.channels, &a[1], &a[3]);
+      Integers(row + 16 * block * band.channels, m < band.coefficients, &a[0], &a[2]);
+      if (kBlocks > 0 && 16 * block + 8 < band.coefficients) {
+        Integers(row + (16 * block + 8) * band.channels, m + 8 < band.coefficients, &a[1], &a[3]);
       }
       MmaF16(scaled_[block], a[0], a[1], a[2], a[3], b0, b1);
     }
   }
 
-  // Four int8 as pairs of fp16: 1024 + (c + 128) - 1152.
-  static __device__ __forceinline__ void Integers(const uint8_t* at, uint32_t* first,
+  // Four int8 as pairs of fp16: 1024 + (c + 128) - 1152; zeros unless `valid`.
+  static __device__ __forceinline__ void Integers(uint32_t at, bool valid, uint32_t* first,
                                                   uint32_t* second) {
-    const uint32_t bytes = LoadBytes(at) ^ 0x80808080u;
+    uint32_t bytes = 0x80808080u;
+    if (valid) bytes ^= LoadBytes(at);
     *first = SubF16(__byte_perm(bytes, 0x64646464u, 0x4140), 0x64806480u);
     *second = SubF16(__byte_perm(bytes, 0x64646464u, 0x4342), 0x64806480u);
   }
@@ -207,13 +228,12 @@ class ScoreStart {
 #pragma unroll
     for (int block = 0; block < kCount; ++block) {
       const int m = 16 * block + r_;
-      if (16 * block >= band.coefficients) break;
+      if (kBlocks > 0 && 16 * block >= band.coefficients) break;
       uint32_t a[4] = {0, 0, 0, 0};
-      if (m < band.coefficients) {
-        Halves(row + 32 * block * band.channels, valid, &a[0], &a[2]);
-      }
-      if (kBlocks > 0 && m + 8 < band.coefficients) {
-        Halves(row + (32 * block + 16) * band.channels, valid, &a[1], &a[3]);
+      Halves(row + 32 * block * band.channels, m < band.coefficients ? valid : 0, &a[0], &a[2]);
+      if (kBlocks > 0 && 16 * block + 8 < band.coefficients) {
+        Halves(row + (32 * block + 16) * band.channels, m + 8 < band.coefficients ? valid : 0,
+               &a[1], &a[3]);
       }
       MmaBf16(plain_[block], a[0], a[1], a[2], a[3], q.high[0], q.high[1]);
       MmaBf16(plain_[block], a[0], a[1], a[2], a[3], q.low[0], q.low[1]);
@@ -245,9 +265,12 @@ class ScoreStart {
   }
 
   const uint8_t* small_;
+  uint32_t address_;
   const float4* queries_;
   int lane_, r_, c_;
-  int resident_exponent_;
+  bool usual_;
+  int resident_exponent_ = 0;
+  int coefficient_shift_ = 0;
   float scaled_[kCount][4] = {};
   float plain_[kCount][4] = {};
   float offsets_[4] = {};
@@ -259,11 +282,20 @@ __device__ __forceinline__ void ScaledQueries(const Step& step, const uint8_t* s
                                               uint32_t* b0, uint32_t* b1) {
   const int c = lane & 3;
   const float4 q = queries[step.chunk * 32 + lane];
-  const float factor = PowerOfTwo(exponent);
   const uint8_t* at = small + step.scale + 2 * c;
-  float scaled[4] = {q.x * LoadBf16(at) * factor, q.y * LoadBf16(at + 8) * factor,
-                     q.z * LoadBf16(at + 16) * factor, q.w * LoadBf16(at + 24) * factor};
-  if (step.valid < kChunk) DropBeyond(scaled, c, 4, step.valid);
+  float scale[4] = {LoadBf16(at), LoadBf16(at + 8), LoadBf16(at + 16), LoadBf16(at + 24)};
+  if (step.valid < kChunk) {
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      if (c + 4 * x >= step.valid) scale[x] = 0;
+    }
+  }
+  float scaled[4] = {q.x * scale[0], q.y * scale[1], q.z * scale[2], q.w * scale[3]};
+  if (exponent != kUsualExponent) {
+    const float factor = PowerOfTwo(exponent - kUsualExponent);
+#pragma unroll
+    for (int x = 0; x < 4; ++x) scaled[x] *= factor;
+  }
   *b0 = PackF16(scaled[0], scaled[1]);
   *b1 = PackF16(scaled[2], scaled[3]);
 }
@@ -308,9 +340,10 @@ __device__ __forceinline__ uint32_t BytePair(uint32_t low, uint32_t high, int b)
   return SubF16((pair & 0x00ff00ffu) | 0x14001400u, 0x14001400u);
 }
 
-template <int kRun, int kLogS>
-__device__ __forceinline__ void ScoreBytes(ScoreTiles& acc, const uint8_t* slot, int lane,
-                                           uint32_t b0, uint32_t b1) {
+// `place(row, piece)`: where bytes 16 piece .. + 15 of a channel's bytes of this unit are.
+template <int kRun, typename Place>
+__device__ __forceinline__ void ScoreBytes(ScoreTiles& acc, Place place, int lane, uint32_t b0,
+                                           uint32_t b1) {
   const int r = lane >> 2;
   const int c = lane & 3;
 #pragma unroll
@@ -318,11 +351,9 @@ __device__ __forceinline__ void ScoreBytes(ScoreTiles& acc, const uint8_t* slot,
     uint32_t even[4], odd[4];
 #pragma unroll
     for (int x = 0; x < 4; ++x) {
-      const uint8_t* row = slot + (c + 4 * x) * 128;
-      const int piece = 4 * pair + (r >> 2);
-      even[x] = *reinterpret_cast<const uint32_t*>(row + ((piece ^ (c << 1)) << 4) + (r & 3) * 4);
-      odd[x] =
-          *reinterpret_cast<const uint32_t*>(row + (((piece + 2) ^ (c << 1)) << 4) + (r & 3) * 4);
+      const int piece = 8 * kRun + 4 * pair + (r >> 2);
+      even[x] = *reinterpret_cast<const uint32_t*>(place(c + 4 * x, piece) + (r & 3) * 4);
+      odd[x] = *reinterpret_cast<const uint32_t*>(place(c + 4 * x, piece + 2) + (r & 3) * 4);
     }
 #pragma unroll
     for (int b = 0; b < 4; ++b) {
@@ -367,9 +398,9 @@ __device__ __forceinline__ void ScoreStep(ScoreTiles& acc, const Step& step, con
                                           const uint8_t* small, const float4* queries,
                                           SegmentShape<kLogS> shape, int unit, int exponent,
                                           int lane) {
-  if (step.bits == 16) {
+  if (step.kind == 16) {
     float4 q = queries[step.chunk * 32 + lane];
-    const float factor = PowerOfTwo(exponent - 24);
+    const float factor = PowerOfTwo(exponent - kUsualExponent - 24);
     q = {q.x * factor, q.y * factor, q.z * factor, q.w * factor};
     const SplitQuery split(q);
     switch (step.run) {
@@ -385,16 +416,18 @@ __device__ __forceinline__ void ScoreStep(ScoreTiles& acc, const Step& step, con
   }
   uint32_t b0, b1;
   ScaledQueries(step, small, queries, exponent, lane, &b0, &b1);
-  switch (step.bits) {
-    case 2:
-      return ScoreWords<2>(acc, slot, shape, unit, lane, b0, b1);
-    case 3:
-      return ScoreWords<3>(acc, slot, shape, unit, lane, b0, b1);
-    case 4:
-      return ScoreWords<4>(acc, slot, shape, unit, lane, b0, b1);
-    default:
-      if (step.run == 0) return ScoreBytes<0, kLogS>(acc, slot, lane, b0, b1);
-      return ScoreBytes<1, kLogS>(acc, slot, lane, b0, b1);
+  if (step.kind == 4) {
+    ScoreWords<4>(acc, slot, shape, unit, lane, b0, b1);
+  } else if (step.kind == 8) {
+    const auto place = [&](int row, int piece) {
+      return slot + row * 128 + (((piece & 7) ^ ByteSwizzle(row)) << 4);
+    };
+    if (step.run == 0) return ScoreBytes<0>(acc, place, lane, b0, b1);
+    ScoreBytes<1>(acc, place, lane, b0, b1);
+  } else if (step.kind == 3) {
+    ScoreWords<3>(acc, slot, shape, unit, lane, b0, b1);
+  } else {
+    ScoreWords<2>(acc, slot, shape, unit, lane, b0, b1);
   }
 }
 

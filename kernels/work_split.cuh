@@ -9,6 +9,12 @@
 
 namespace fourierkv::kernels {
 
+// a / b for b > 0; quick when both fit in 32 bits, as they nearly always do.
+__device__ __forceinline__ int64_t Quotient(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+  return a / b;
+}
+
 // The work of one (sequence, group of up to 8 query heads of a KV head) is two pieces: its compact
 // units, then its pages. On the line of cost, sequences follow each other, in a sequence its
 // groups, in a group the pieces.
@@ -34,11 +40,11 @@ struct WorkLine {
   }
   __device__ __forceinline__ int64_t Total() const { return Before(batch) * groups; }
   __device__ __forceinline__ int64_t Start(int64_t total, int stretch) const {
-    return total * stretch / stretches;
+    return Quotient(total * stretch, stretches);
   }
   // The stretch that cost `x` lies in.
   __device__ __forceinline__ int StretchOf(int64_t total, int64_t x) const {
-    return static_cast<int>(((x + 1) * stretches - 1) / total);
+    return static_cast<int>(Quotient((x + 1) * stretches - 1, total));
   }
 };
 
@@ -52,7 +58,7 @@ struct Piece {
 
   // Units that begin in [from, to) of the line.
   __device__ __forceinline__ int UnitAt(int64_t x) const {
-    return static_cast<int>((x - start + cost - 1) / cost);
+    return static_cast<int>(Quotient(x - start + cost - 1, cost));
   }
 };
 

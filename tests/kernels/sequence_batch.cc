@@ -147,13 +147,13 @@ struct Placed {
 };
 
 Placed Place(const SequencePart& k, const SequencePart& v, const SequencePayloads& sequence,
-             Staging& staging, int64_t* bytes) {
+             int row_unit, Staging& staging, int64_t* bytes) {
   Placed placed;
   const int64_t tokens = sequence.tokens, middle = k.scope.MiddleTokens(tokens);
   placed.ref.middle_tokens = static_cast<int32_t>(middle);
   placed.ref.exact_tokens = static_cast<int32_t>(tokens - middle);
   placed.ref.exact_head_stride = (tokens - middle) * k.geometry.head_dim;
-  placed.ref.resident_stride = (middle + 7) / 8 * 8 + 16;
+  placed.ref.resident_stride = (middle + row_unit - 1) / row_unit * row_unit + row_unit;
   placed.heads.resize(k.geometry.kv_heads);
   for (int i = 0; i < 2; ++i) {
     const SequencePart& part = i == 0 ? k : v;
@@ -289,7 +289,7 @@ CodecProfile SequenceProfile(int head_dim, const SequenceScope& scope, int coeff
 
 absl::StatusOr<SequenceBatch> SequenceBatch::Create(
     const SequencePart& k, const SequencePart& v,
-    std::span<const SequencePayloads* const> sequences) {
+    std::span<const SequencePayloads* const> sequences, int row_unit) {
   SequenceBatch batch;
   kernels::SequenceAttentionParams& p = batch.params_;
   const auto keep = [&](absl::StatusOr<DeviceBuffer> buffer) -> absl::StatusOr<std::byte*> {
@@ -319,7 +319,7 @@ absl::StatusOr<SequenceBatch> SequenceBatch::Create(
   std::map<int64_t, kernels::SequenceBasisView> bases;
   for (const SequencePayloads* sequence : sequences) {
     Staging staging;
-    Placed placed = Place(k, v, *sequence, staging, &batch.bytes_);
+    Placed placed = Place(k, v, *sequence, row_unit, staging, &batch.bytes_);
     const absl::StatusOr<std::byte*> data = keep(staging.Finish());
     if (!data.ok()) return data.status();
     kernels::SequenceRef& ref = placed.ref;

@@ -37,10 +37,11 @@ CodecProfile SequenceProfile(int head_dim, const SequenceScope& scope, int coeff
 // sections and behind the residents' tokens is NaN.
 class SequenceBatch {
  public:
-  // Payloads may be in the batch more than once; each gets memory of its own. What device memory or
-  // the runtime refuse.
+  // Payloads may be in the batch more than once; each gets memory of its own. Rows of residents are
+  // a multiple of row_unit elements apart. What device memory or the runtime refuse.
   static absl::StatusOr<SequenceBatch> Create(const SequencePart& k, const SequencePart& v,
-                                              std::span<const SequencePayloads* const> sequences);
+                                              std::span<const SequencePayloads* const> sequences,
+                                              int row_unit = 8);
 
   // Sets all fields that describe heads and sequences. The pointers are this object's.
   void Describe(kernels::SequenceAttentionParams* params) const;
