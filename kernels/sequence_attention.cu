@@ -107,7 +107,8 @@ cudaError_t LaunchSequenceAttention(const SequenceAttentionParams& params, cudaS
   Device device;
   cudaError_t status = CurrentDevice(&device);
   if (status != cudaSuccess) return status;
-  const SequencePlan plan = MakePlan(params, device.multiprocessors);
+  SequencePlan plan = MakePlan(params, device.multiprocessors);
+  plan.early_launch = device.major >= 9;
   if (params.workspace_bytes < plan.bytes) return cudaErrorInvalidValue;
   if (device.major < 8 || NodesToOutputSharedBytes(params, plan) > device.shared_bytes) {
     return cudaErrorNotSupported;

@@ -72,7 +72,7 @@ std::vector<uint16_t> InterpolationMatrix(const WindowShape& shape) {
 // phi^(f): even and smooth but for its ends, where it is tiny, so that the trapezoidal rule
 // converges fast.
 double KernelTransform(double frequency) {
-  constexpr int kSteps = 4096;
+  constexpr int kSteps = 256;
   const double half = kKernelCells / 2.0;
   double sum = 0;
   for (int i = -kSteps + 1; i < kSteps; ++i) {

@@ -1,20 +1,19 @@
 // What items left to outputs: one block per KV head of a sequence.
 
 #include "kernels/sequence_plan.h"
+#include "kernels/sequence_products.cuh"
 #include "kernels/sequence_tokens.cuh"
 #include "kernels/sequence_transform.cuh"
 
 namespace fourierkv::kernels {
 namespace {
 
-constexpr int kWarps = kTransformThreads / 32;
-constexpr int kRowsAtOnce = 4;
 constexpr float kLn2 = 0.693147181f;
 
 // Shared memory, followed by what Parts says.
 template <int kGroup>
 struct Shared {
-  float2 grid[kGroup / 2][kGridCells];
+  Grids<kGroup> grid;
   float maximum[kGroup];
   float sum[kGroup];         // of all weights, relative to 2^(maximum + kWeightBits) as all below
   float middle_sum[kGroup];  // of those in the middle
@@ -122,13 +121,15 @@ __device__ void GatherGrid(const SequenceRef& sequence, const float* sums, const
   const float per_window =
       static_cast<float>(basis.window_tokens) * kGridCells / static_cast<float>(basis.period);
   const float windows_per_cell = 1 / per_window;
-  const float reach = kKernelCells / 2 + 1;  // with room for rounding
+  const float reach = kKernelCells / 2 + 0.01f;  // with room for rounding
+  const float span = cells[nodes - 1];
   for (int i = threadIdx.x; i < kGridCells; i += kTransformThreads) {
     float2 sum[kGroup / 2] = {};
     // Windows stand in order, and the last may reach beyond the period.
     for (int turn = -1; turn <= 1; ++turn) {
+      if (turn < 0 && i < kGridCells - kKernelCells) continue;
       const float at = static_cast<float>(i + turn * kGridCells);
-      const float low = (at - reach) * windows_per_cell - 1;
+      const float low = (at - reach - span) * windows_per_cell;
       const int last = min(static_cast<int>(floorf((at + reach) * windows_per_cell)), windows - 1);
       for (int window = max(static_cast<int>(ceilf(low)), 0); window <= last; ++window) {
         const WindowStart start = starts[window];
@@ -143,9 +144,10 @@ __device__ void GatherGrid(const SequenceRef& sequence, const float* sums, const
           factor[q] = q < group ? Exp2(maxima[window * group + q] - shared.maximum[q]) : 0;
         }
         const float* at_window = sums + static_cast<int64_t>(window) * group * nodes;
-        for (int node = 0; node < nodes; node += 4) {
+        int node = 0;
+        while (node < nodes && begin + cells[node + 3] <= -kKernelCells / 2) node += 4;
+        for (; node < nodes && begin + cells[node] < kKernelCells / 2; node += 4) {
           const float4 cell = *reinterpret_cast<const float4*>(cells + node);
-          if (begin + cell.x >= kKernelCells / 2 || begin + cell.w <= -kKernelCells / 2) continue;
           const float4 phi = make_float4(GridKernel(begin + cell.x), GridKernel(begin + cell.y),
                                          GridKernel(begin + cell.z), GridKernel(begin + cell.w));
 #pragma unroll
@@ -186,69 +188,16 @@ __device__ void FillStates(const float* weights, int frequencies, Shared<kGroup>
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kGroup / 2; ++i) {
-    auto* states = reinterpret_cast<float*>(shared.grid[i]);
+    float* states = StatesOf<kGroup>(shared.grid, 2 * i);
+    float* second = StatesOf<kGroup>(shared.grid, 2 * i + 1);
     if (k < frequencies) {
       states[k] = cosines[i].x;
       states[frequencies + k] = sines[i].x;
-      states[2 * kMaxFrequencies + k] = cosines[i].y;
-      states[2 * kMaxFrequencies + frequencies + k] = sines[i].y;
+      second[k] = cosines[i].y;
+      second[frequencies + k] = sines[i].y;
     }
   }
   __syncthreads();
-}
-
-__device__ __forceinline__ float4 LoadFour(const float* at) {
-  return __ldg(reinterpret_cast<const float4*>(at));
-}
-__device__ __forceinline__ float4 LoadFour(const uint16_t* at) {
-  const uint2 bits = __ldg(reinterpret_cast<const uint2*>(at));
-  return make_float4(LowBf16(bits.x), HighBf16(bits.x), LowBf16(bits.y), HighBf16(bits.y));
-}
-
-// out[q][channel] += gain (c . states[q]) + shift (sum of weights), four rows c and four queries at
-// a time.
-template <int kGroup, typename Coefficient>
-__device__ void AddSpectral(const SequenceAttentionParams& p, const SequenceSide& side, int head,
-                            int group, int spectral, const Shared<kGroup>& shared, float* out) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int states = 2 * p.frequencies;
-  const auto* coefficients = static_cast<const Coefficient*>(side.coefficients);
-  for (int first = warp; first < spectral; first += kWarps * kRowsAtOnce) {
-    for (int q = 0; q < group; q += 4) {
-      float sum[kRowsAtOnce][4] = {};
-#pragma unroll 2
-      for (int state = 4 * lane; state < states; state += 128) {
-        float4 c[kRowsAtOnce];
-#pragma unroll
-        for (int i = 0; i < kRowsAtOnce; ++i) {
-          const int row = min(first + i * kWarps, spectral - 1);
-          c[i] = LoadFour(coefficients + static_cast<int64_t>(row) * states + state);
-        }
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float4 x = *reinterpret_cast<const float4*>(
-              reinterpret_cast<const float*>(shared.grid[(q + j) / 2]) +
-              (q + j) % 2 * 2 * kMaxFrequencies + state);
-#pragma unroll
-          for (int i = 0; i < kRowsAtOnce; ++i) {
-            sum[i][j] += c[i].x * x.x + c[i].y * x.y + c[i].z * x.z + c[i].w * x.w;
-          }
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kRowsAtOnce * 4; ++i) {
-        float total = sum[i / 4][i % 4];
-#pragma unroll
-        for (int j = 16; j > 0; j /= 2) total += __shfl_xor_sync(~0u, total, j);
-        const int row = first + i / 4 * kWarps, query = q + i % 4;
-        if (lane != i || row >= spectral || query >= group) continue;
-        if (side.gain != nullptr) {
-          total = side.gain[row] * total + side.gain[spectral + row] * shared.middle_sum[query];
-        }
-        out[query * p.head_dim + p.v.ids[head * p.head_dim + row]] += total;
-      }
-    }
-  }
 }
 
 template <int kGroup, typename Coefficient>
@@ -266,6 +215,15 @@ __global__ void __launch_bounds__(kTransformThreads, kGroup == 4 ? 2 : 1)
                        (sequence.exact_tokens + plan.exact_chunk - 1) / plan.exact_chunk,
                        plan.middle_items};
   const bool through_states = items.middle > 0 && spectral > 0;
+  if (through_states) {
+    // While items are still being worked on.
+    const auto* coefficients = static_cast<const uint8_t*>(p.sides[2 * row + 1].coefficients);
+    const int bytes = spectral * 2 * p.frequencies * static_cast<int>(sizeof(Coefficient));
+    for (int i = threadIdx.x * 128; i < bytes; i += kTransformThreads * 128) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(coefficients + i));
+    }
+  }
+  WaitForPrerequisite();
   if (threadIdx.x < kGroup) {
     shared.maximum[threadIdx.x] = kNoScore;
     shared.sum[threadIdx.x] = shared.middle_sum[threadIdx.x] = 0;
@@ -295,11 +253,18 @@ __global__ void __launch_bounds__(kTransformThreads, kGroup == 4 ? 2 : 1)
     GatherGrid<kGroup>(sequence, plan.sums + row * group * p.max_nodes,
                        plan.sum_maxima + row * group * plan.max_windows, group, shared);
     __syncthreads();
-    for (int pair = 0; 2 * pair < group; ++pair) Transform<false>(shared.grid[pair]);
+    Transform<false>(shared.grid);
     FillStates<kGroup>(reinterpret_cast<const float*>(sequence.basis.data + sequence.basis.weights),
                        p.frequencies, shared);
-    AddSpectral<kGroup, Coefficient>(p, p.sides[2 * row + 1], head, group, spectral, shared,
-                                     parts.out);
+    const SequenceSide& side = p.sides[2 * row + 1];
+    ProjectStates<kGroup>(
+        static_cast<const Coefficient*>(side.coefficients), spectral, 2 * p.frequencies, group,
+        shared.grid, [&](int query, int j, float value) {
+          if (side.gain != nullptr) {
+            value = side.gain[j] * value + side.gain[spectral + j] * shared.middle_sum[query];
+          }
+          parts.out[query * p.head_dim + p.v.ids[head * p.head_dim + j]] += value;
+        });
   }
   __syncthreads();
 
@@ -336,8 +301,8 @@ cudaError_t Launch(const SequenceAttentionParams& p, const SequencePlan& plan,
   const cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return status;
-  kernel<<<dim3(p.kv_heads, p.batch), kTransformThreads, bytes, stream>>>(p, plan);
-  return cudaGetLastError();
+  return LaunchDependent(kernel, dim3(p.kv_heads, p.batch), kTransformThreads, bytes,
+                         plan.items() > 0 && plan.early_launch, stream, p, plan);
 }
 
 template <typename Coefficient>

@@ -1,6 +1,7 @@
 // Queries to scores at nodes: one block per KV head of a sequence.
 
 #include "kernels/sequence_plan.h"
+#include "kernels/sequence_products.cuh"
 #include "kernels/sequence_tokens.cuh"
 #include "kernels/sequence_transform.cuh"
 
@@ -8,29 +9,17 @@ namespace fourierkv::kernels {
 namespace {
 
 constexpr int kWarps = kTransformThreads / 32;
-static_assert(kTransformThreads == kMaxFrequencies, "a thread has two states, or one frequency");
+static_assert(kTransformThreads == kMaxFrequencies, "a thread has one frequency");
 static_assert(kWarps == 16, "a warp for each query");
 
 // Shared memory: grids of pairs of queries, then the queries, then numbers of each query.
 template <int kGroup>
 struct Shared {
-  float2 grid[kGroup / 2][kGridCells];
+  Grids<kGroup> grid;
   int largest[kGroup];  // bits of a float that is not negative
   float offset[kGroup];
   float queries[1][kGroup];  // [f]
 };
-
-template <typename Coefficient>
-__device__ __forceinline__ float2 LoadPair(const Coefficient* at);
-template <>
-__device__ __forceinline__ float2 LoadPair(const float* at) {
-  return __ldcs(reinterpret_cast<const float2*>(at));
-}
-template <>
-__device__ __forceinline__ float2 LoadPair(const uint16_t* at) {
-  const uint32_t pair = __ldcs(reinterpret_cast<const uint32_t*>(at));
-  return make_float2(LowBf16(pair), HighBf16(pair));
-}
 
 // x[j][q]: queries times gain, in units of log2, and offset[q] = sum_j query shift.
 template <int kGroup>
@@ -56,33 +45,6 @@ __device__ void LoadQueries(const SequenceAttentionParams& p, int group, int64_t
   }
 }
 
-// C_K q of two neighbouring states to the first floats of each pair's grid: [2][2 kMaxFrequencies].
-template <int kGroup, typename Coefficient>
-__device__ void ProjectQueries(const Coefficient* coefficients, int spectral, int states,
-                               Shared<kGroup>& shared) {
-  const int state = 2 * threadIdx.x;
-  float2 sum[kGroup] = {};
-  if (state < states) {
-    const Coefficient* at = coefficients + state;
-#pragma unroll 16
-    for (int j = 0; j < spectral; ++j) {
-      const float2 c = LoadPair(at + static_cast<int64_t>(j) * states);
-#pragma unroll
-      for (int q = 0; q < kGroup; q += 4) {
-        const float4 x = *reinterpret_cast<const float4*>(&shared.queries[j][q]);
-        sum[q] = make_float2(sum[q].x + c.x * x.x, sum[q].y + c.y * x.x);
-        sum[q + 1] = make_float2(sum[q + 1].x + c.x * x.y, sum[q + 1].y + c.y * x.y);
-        sum[q + 2] = make_float2(sum[q + 2].x + c.x * x.z, sum[q + 2].y + c.y * x.z);
-        sum[q + 3] = make_float2(sum[q + 3].x + c.x * x.w, sum[q + 3].y + c.y * x.w);
-      }
-    }
-  }
-#pragma unroll
-  for (int q = 0; q < kGroup; ++q) {
-    shared.grid[q / 2][q % 2 * kMaxFrequencies + threadIdx.x] = sum[q];
-  }
-}
-
 // States to the spectrum of first query + i second query; state 0 goes to the offset.
 template <int kGroup>
 __device__ void FillSpectrum(const float* weights, int frequencies, Shared<kGroup>& shared) {
@@ -93,8 +55,8 @@ __device__ void FillSpectrum(const float* weights, int frequencies, Shared<kGrou
   for (int i = 0; i < kGroup / 2; ++i) {
     low[i] = high[i] = make_float2(0, 0);
     if (k >= frequencies) continue;
-    const auto* states = reinterpret_cast<const float*>(shared.grid[i]);
-    const float* second = states + 2 * kMaxFrequencies;
+    const float* states = StatesOf<kGroup>(shared.grid, 2 * i);
+    const float* second = StatesOf<kGroup>(shared.grid, 2 * i + 1);
     if (k == 0) {
       shared.offset[2 * i] += weight * states[0];
       shared.offset[2 * i + 1] += weight * second[0];
@@ -120,7 +82,7 @@ __device__ void FillSpectrum(const float* weights, int frequencies, Shared<kGrou
 }
 
 template <int kGroup, typename Coefficient>
-__global__ void __launch_bounds__(kTransformThreads)
+__global__ void __launch_bounds__(kTransformThreads, kGroup == 4 ? 2 : 1)
     StatesToNodesKernel(const __grid_constant__ SequenceAttentionParams p,
                         const __grid_constant__ SequencePlan plan) {
   extern __shared__ __align__(16) uint8_t memory[];
@@ -128,6 +90,7 @@ __global__ void __launch_bounds__(kTransformThreads)
   const int head = blockIdx.x;
   const int64_t row = static_cast<int64_t>(blockIdx.y) * p.kv_heads + head;
   const SequenceRef& sequence = p.sequences[blockIdx.y];
+  AllowDependents();
   if (sequence.middle_tokens == 0) return;
   const int group = plan.group, spectral = p.k.spectral[head];
   if (spectral == 0) {
@@ -139,15 +102,14 @@ __global__ void __launch_bounds__(kTransformThreads)
   LoadQueries<kGroup>(p, group, row, head, spectral, side.gain, shared);
   __syncthreads();
   ProjectQueries<kGroup>(static_cast<const Coefficient*>(side.coefficients), spectral,
-                         2 * p.frequencies, shared);
+                         2 * p.frequencies, shared.queries, shared.grid);
   __syncthreads();
   FillSpectrum<kGroup>(reinterpret_cast<const float*>(basis.data + basis.weights), p.frequencies,
                        shared);
+  Transform<true>(shared.grid);
 #pragma unroll
   for (int i = 0; i < kGroup / 2; ++i) {
-    if (2 * i >= group) break;
-    float2* grid = shared.grid[i];
-    Transform<true>(grid);
+    const float2* grid = shared.grid[i];
     float2 largest = make_float2(0, 0);
     for (int j = threadIdx.x; j < kGridCells; j += kTransformThreads) {
       largest.x = fmaxf(largest.x, fabsf(grid[j].x));
@@ -178,12 +140,13 @@ __global__ void __launch_bounds__(kTransformThreads)
   }
   const auto* starts = reinterpret_cast<const WindowStart*>(basis.data + basis.starts);
   const auto* cells = reinterpret_cast<const float*>(basis.data + basis.node_cells);
-  const int nodes = basis.nodes;
-  const int total =
-      (sequence.middle_tokens + basis.window_tokens - 1) / basis.window_tokens * nodes;
+  const int nodes = basis.nodes, steps = nodes / kNodeStep;
+  const int windows = (sequence.middle_tokens + basis.window_tokens - 1) / basis.window_tokens;
+  const float windows_per_step = 1 / static_cast<float>(steps);
   auto* out = reinterpret_cast<__half*>(plan.nodes) + row * group * p.max_nodes;
-  for (int i = threadIdx.x; i < total; i += kTransformThreads) {
-    const int window = i / nodes, node = i % nodes;
+  for (int i = threadIdx.x / kNodeStep; i < windows * steps; i += kTransformThreads / kNodeStep) {
+    const int window = static_cast<int>((static_cast<float>(i) + 0.5f) * windows_per_step);
+    const int node = (i - window * steps) * kNodeStep + threadIdx.x % kNodeStep;
     const WindowStart start = starts[window];
     const float at = start.fraction + cells[node];
     const float first = ceilf(at - kKernelCells / 2);

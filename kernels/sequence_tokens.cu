@@ -13,56 +13,62 @@ constexpr int SharedBytes() {
 }
 
 // Resident channels of a chunk of the middle: of each panel tiles of 16 channels of K, then of V.
+// Rows are copied whole, 128 bytes of a channel by 8 lanes.
 struct ResidentSource {
-  const uint16_t* k;
-  const uint16_t* v;
+  const uint16_t* k;  // lane (g, t): channel 4 t, token TokenRow(g) of the next panel
+  const uint16_t* v;  // lane l: channel l / 8, token 8 (l % 8)
   int64_t stride;
-  int k_channels, v_channels;
+  int k_channels, v_channels;  // from this lane's on
+  int k_tokens, v_tokens;
   int k_tiles, tiles;  // of a panel: of K, of both
-  int token, end;      // the next panel's first token, the last of all + 1
-  int tokens;          // of the middle
-  int g, t;
+  int panels;          // left
+  int k_place, v_place;
   int tile = 0;
 
   __device__ __forceinline__ void Issue(uint32_t to) {
-    if (token >= end || tiles == 0) return;
+    if (panels == 0) return;
     if (tile < k_tiles) {
-      // Channels 4 t .. 4 t + 3 of the tile, tokens TokenRow(g) .. + 7.
-      const int channel = 16 * tile + 4 * t;
-      const int first = token + TokenRow(g);
-      const int bytes = min(max(2 * (tokens - first), 0), 16);
-      const uint16_t* from = k + channel * stride + first;
+      const uint16_t* from = k + 16 * tile * stride;
+      const int channels = k_tokens > 0 ? k_channels - 16 * tile : 0;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const bool there = channel + i < k_channels && bytes > 0;
-        CopyPart(to + i * 512, there ? from + i * stride : k, there ? bytes : 0);
+        CopyAsync16(to + k_place + i * 512, from + i * stride, i >= channels);
       }
     } else {
-      // Channels g, g + 8 of the tile, tokens 8 t .. + 7 and 32 + 8 t .. + 7 of each.
-      const int channel = 16 * (tile - k_tiles) + g;
-      const int first = token + 8 * t;
-      const uint16_t* from = v + channel * stride + first;
+      const int first = 16 * (tile - k_tiles);
+      const uint16_t* from = v + first * stride;
+      const int channels = v_tokens > 0 ? v_channels - first : 0;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int ahead = 32 * (i & 1);
-        const int bytes = min(max(2 * (tokens - first - ahead), 0), 16);
-        const bool there = channel + 8 * (i >> 1) < v_channels && bytes > 0;
-        CopyPart(to + i * 512, there ? from + 8 * (i >> 1) * stride + ahead : v, there ? bytes : 0);
+        CopyAsync16(to + v_place + i * 512, from + 4 * i * stride, 4 * i >= channels);
       }
     }
     if (++tile == tiles) {
       tile = 0;
-      token += kPanelTokens;
+      --panels;
+      k += kPanelTokens;
+      v += kPanelTokens;
+      k_tokens -= kPanelTokens;
+      v_tokens -= kPanelTokens;
     }
   }
 };
+
+// Clears what stands behind the last token in a tile of V: `valid` tokens of the panel exist.
+__device__ __forceinline__ void ClearBehind(uint32_t (&w)[4][4], int valid, int t) {
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const int left = valid - (8 * t + 32 * (i / 4 % 2) + 2 * (i % 4));
+    if (left < 2) w[i / 4][i % 4] &= left == 1 ? 0xffffu : 0;
+  }
+}
 
 template <int kDim, int kColumns>
 __device__ void MiddleItem(const SequenceAttentionParams& p, const SequencePlan& plan,
                            const SequenceRef& sequence, int item, uint8_t* shared) {
   const int lane = threadIdx.x, g = lane >> 2, t = lane & 3;
-  const int head = blockIdx.y;
-  const int64_t row = static_cast<int64_t>(blockIdx.z) * p.kv_heads + head;
+  const int head = blockIdx.x;
+  const int64_t row = static_cast<int64_t>(blockIdx.y) * p.kv_heads + head;
   const int tokens = sequence.middle_tokens;
   const int first = item * plan.chunk_tokens;
   const int end = min(first + plan.chunk_tokens, tokens);
@@ -70,19 +76,26 @@ __device__ void MiddleItem(const SequenceAttentionParams& p, const SequencePlan&
   const int k_channels = kDim - k_spectral, v_channels = kDim - v_spectral;
   const int k_tiles = (k_channels + 15) / 16, v_tiles = (v_channels + 15) / 16;
 
-  ResidentSource source = {p.sides[2 * row].residents,
-                           p.sides[2 * row + 1].residents,
-                           sequence.resident_stride,
-                           k_channels,
-                           v_channels,
-                           k_tiles,
-                           k_tiles + v_tiles,
-                           first,
-                           end,
-                           tokens,
-                           g,
-                           t};
-  TileRing<ResidentSource> ring(shared, lane, source);
+  const int64_t stride = sequence.resident_stride;
+  ResidentSource source;
+  source.k = p.sides[2 * row].residents + 4 * t * stride + first + TokenRow(g);
+  source.v = p.sides[2 * row + 1].residents + (lane >> 3) * stride + first + 8 * (lane & 7);
+  source.stride = stride;
+  source.k_channels = k_channels - 4 * t;
+  source.v_channels = v_channels - (lane >> 3);
+  source.k_tokens = tokens - first - TokenRow(g);
+  source.v_tokens = tokens - first - 8 * (lane & 7);
+  source.k_tiles = k_tiles;
+  source.tiles = k_tiles + v_tiles;
+  source.panels = source.tiles == 0 ? 0 : (end - first + kPanelTokens - 1) / kPanelTokens;
+  // K is read by the lanes that copied it. V's channels g, g + 8 and tokens 8 t .., 32 + 8 t .. are
+  // 128 bytes a row, whose halves are exchanged in odd ones, so that 8 lanes read all banks.
+  source.k_place = lane * 16;
+  source.v_place = (lane >> 3) * 128 + (((lane & 7) ^ (lane >> 3 & 1) << 2) << 4);
+  const int k_places[4] = {lane * 16, lane * 16 + 512, lane * 16 + 1024, lane * 16 + 1536};
+  const int v_first = g * 128 + ((t ^ (g & 1) << 2) << 4);
+  const int v_places[4] = {v_first, v_first ^ 64, v_first + 1024, (v_first ^ 64) + 1024};
+  TileRing<ResidentSource> ring(shared, source);
 
   const Queries queries = {&p, row * plan.group, plan.group};
   auto* query_tiles = reinterpret_cast<uint4*>(shared + kStages * kTileBytes) + lane;
@@ -112,6 +125,7 @@ __device__ void MiddleItem(const SequenceAttentionParams& p, const SequencePlan&
   float* sums =
       plan.sums + row * plan.group * p.max_nodes + static_cast<int64_t>(window) * window_size;
   float* maxima = plan.sum_maxima + (row * plan.max_windows + window) * plan.group;
+  WaitForPrerequisite();  // nodes and their scales
   float factor[kColumns][2], offset[kColumns][2];
 #pragma unroll
   for (int i = 0; i < kColumns * 2; ++i) {
@@ -140,7 +154,7 @@ __device__ void MiddleItem(const SequenceAttentionParams& p, const SequencePlan&
     Scores<kColumns> scores = {};
     for (int tile = 0; tile < k_tiles; ++tile) {
       uint4 x[4];
-      ring.Next(x);
+      ring.Next(k_places, x);
       const uint32_t(&w)[4][4] = reinterpret_cast<const uint32_t(&)[4][4]>(x);
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
@@ -211,8 +225,9 @@ __device__ void MiddleItem(const SequenceAttentionParams& p, const SequencePlan&
       for (int tile = 0; tile < kDim / 16; ++tile) {
         if (tile >= v_tiles) break;
         uint4 x[4];
-        ring.Next(x);
-        const uint32_t(&w)[4][4] = reinterpret_cast<const uint32_t(&)[4][4]>(x);
+        ring.Next(v_places, x);
+        uint32_t(&w)[4][4] = reinterpret_cast<uint32_t(&)[4][4]>(x);
+        if (end - token < kPanelTokens) ClearBehind(w, end - token, t);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const uint32_t a0 = LowHalves(w[0][j], w[1][j]), a1 = LowHalves(w[2][j], w[3][j]);
@@ -275,6 +290,7 @@ struct ExactSource {
   const uint16_t* v;
   int token, end;
   int g, t;
+  int place;
   int tile = 0;
 
   __device__ __forceinline__ void Issue(uint32_t to) {
@@ -285,8 +301,7 @@ struct ExactSource {
       const uint16_t* from = k + static_cast<int64_t>(first) * kDim + 32 * (tile >> 1) + 8 * t;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const bool there = first + i < end;
-        CopyPart(to + i * 512, there ? from + i * kDim : k, there ? 16 : 0);
+        CopyAsync16(to + place + i * 512, from + i * kDim, first + i >= end);
       }
     } else {
       // Channels 8 g .. + 7 of the 64, tokens 8 t + j and 32 + 8 t + j for two j.
@@ -296,8 +311,8 @@ struct ExactSource {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int ahead = (i >> 1) + 32 * (i & 1);
-        const bool there = first + ahead < end && channel < kDim;
-        CopyPart(to + i * 512, there ? from + ahead * kDim : v, there ? 16 : 0);
+        CopyAsync16(to + place + i * 512, from + ahead * kDim,
+                    first + ahead >= end || channel >= kDim);
       }
     }
     if (++tile == kTiles) {
@@ -311,8 +326,8 @@ template <int kDim, int kColumns>
 __device__ void ExactItem(const SequenceAttentionParams& p, const SequencePlan& plan,
                           const SequenceRef& sequence, int item, uint8_t* shared) {
   const int lane = threadIdx.x, g = lane >> 2, t = lane & 3;
-  const int head = blockIdx.y;
-  const int64_t row = static_cast<int64_t>(blockIdx.z) * p.kv_heads + head;
+  const int head = blockIdx.x;
+  const int64_t row = static_cast<int64_t>(blockIdx.y) * p.kv_heads + head;
   const int first = item * plan.exact_chunk;
   const int end = min(first + plan.exact_chunk, sequence.exact_tokens);
   const bool is_bf16 = p.dtype == ElementType::kBf16;
@@ -322,8 +337,10 @@ __device__ void ExactItem(const SequenceAttentionParams& p, const SequencePlan& 
                               first,
                               end,
                               g,
-                              t};
-  TileRing<ExactSource<kDim>> ring(shared, lane, source);
+                              t,
+                              lane * 16};
+  const int places[4] = {lane * 16, lane * 16 + 512, lane * 16 + 1024, lane * 16 + 1536};
+  TileRing<ExactSource<kDim>> ring(shared, source);
 
   const Queries queries = {&p, row * plan.group, plan.group};
   auto* query_tiles = reinterpret_cast<uint4*>(shared + kStages * kTileBytes) + lane;
@@ -349,7 +366,7 @@ __device__ void ExactItem(const SequenceAttentionParams& p, const SequencePlan& 
 #pragma unroll
       for (int pair = 0; pair < 2; ++pair) {
         uint4 x[4];
-        ring.Next(x);
+        ring.Next(places, x);
         const uint32_t(&w)[4][4] = reinterpret_cast<const uint32_t(&)[4][4]>(x);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -387,7 +404,7 @@ __device__ void ExactItem(const SequenceAttentionParams& p, const SequencePlan& 
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         uint4 x[4];
-        ring.Next(x);
+        ring.Next(places, x);
         const uint32_t(&w)[4][4] = reinterpret_cast<const uint32_t(&)[4][4]>(x);
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
@@ -435,15 +452,17 @@ __global__ void __launch_bounds__(32, BlocksPerMultiprocessor<kDim, kColumns>())
     TokensKernel(const __grid_constant__ SequenceAttentionParams p,
                  const __grid_constant__ SequencePlan plan) {
   extern __shared__ __align__(128) uint8_t shared[];
-  const SequenceRef& sequence = p.sequences[blockIdx.z];
-  int item = static_cast<int>(blockIdx.x);
-  if (item < plan.middle_items) {
-    if (static_cast<int64_t>(item) * plan.chunk_tokens >= sequence.middle_tokens) return;
-    MiddleItem<kDim, kColumns>(p, plan, sequence, item, shared);
-  } else {
-    item -= plan.middle_items;
+  const SequenceRef& sequence = p.sequences[blockIdx.y];
+  AllowDependents();
+  // Exact tokens first: they do not need the kernel before.
+  int item = static_cast<int>(blockIdx.z);
+  if (item < plan.exact_items) {
     if (static_cast<int64_t>(item) * plan.exact_chunk >= sequence.exact_tokens) return;
     ExactItem<kDim, kColumns>(p, plan, sequence, item, shared);
+  } else {
+    item -= plan.exact_items;
+    if (static_cast<int64_t>(item) * plan.chunk_tokens >= sequence.middle_tokens) return;
+    MiddleItem<kDim, kColumns>(p, plan, sequence, item, shared);
   }
 }
 
@@ -451,9 +470,8 @@ template <int kDim, int kColumns>
 cudaError_t Launch(const SequenceAttentionParams& p, const SequencePlan& plan,
                    cudaStream_t stream) {
   constexpr int kShared = SharedBytes<kDim, kColumns>();
-  const dim3 grid(plan.items(), p.kv_heads, p.batch);
-  TokensKernel<kDim, kColumns><<<grid, 32, kShared, stream>>>(p, plan);
-  return cudaGetLastError();
+  return LaunchDependent(TokensKernel<kDim, kColumns>, dim3(p.kv_heads, p.batch, plan.items()), 32,
+                         kShared, plan.middle_items > 0 && plan.early_launch, stream, p, plan);
 }
 
 template <int kDim>

@@ -33,15 +33,20 @@ __device__ __forceinline__ uint32_t HighHalves(uint32_t a, uint32_t b) {
   return __byte_perm(a, b, 0x7632);
 }
 
-// Copies the first `bytes` (0 to 16) of 16 in the background and zeros for the rest.
-__device__ __forceinline__ void CopyPart(uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(bytes)
-               : "memory");
+// Programmatic dependent launch: a kernel may start before the one it depends on has ended, and
+// says when it needs the results. Older devices start it later, and these do nothing.
+__device__ __forceinline__ void AllowDependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void WaitForPrerequisite() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
-// Data arrives in tiles of four 16-byte vectors a lane, of which each lane reads what it copied
-// itself: no lane waits for another.
+// Data arrives in tiles of 2 KiB, four 16-byte vectors a lane, several ahead of what is worked on.
 inline constexpr int kTileBytes = 4 * 32 * 16;
 inline constexpr int kStages = 4;
 
@@ -49,8 +54,8 @@ inline constexpr int kStages = 4;
 template <typename Source>
 class TileRing {
  public:
-  __device__ __forceinline__ TileRing(uint8_t* memory, int lane, Source& source)
-      : memory_(memory + lane * 16), address_(SharedAddress(memory) + lane * 16), source_(source) {
+  __device__ __forceinline__ TileRing(uint8_t* memory, Source& source)
+      : memory_(memory), address_(SharedAddress(memory)), source_(source) {
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) {
       source_.Issue(address_ + i * kTileBytes);
@@ -58,15 +63,17 @@ class TileRing {
     }
   }
 
-  // The tile that was issued first, and the copies of one more.
-  __device__ __forceinline__ void Next(uint4 (&tile)[4]) {
+  // Four vectors of the tile that was issued first, at the given places; starts the copies of one
+  // more, over the tile that was read before.
+  __device__ __forceinline__ void Next(const int (&places)[4], uint4 (&tile)[4]) {
     WaitForCopies<kStages - 2>();
+    __syncwarp();
     source_.Issue(address_ + write_);
     CommitCopies();
     write_ = write_ == (kStages - 1) * kTileBytes ? 0 : write_ + kTileBytes;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      tile[i] = *reinterpret_cast<const uint4*>(memory_ + read_ + i * 512);
+      tile[i] = *reinterpret_cast<const uint4*>(memory_ + read_ + places[i]);
     }
     read_ = read_ == (kStages - 1) * kTileBytes ? 0 : read_ + kTileBytes;
   }

@@ -94,7 +94,7 @@ class Bench {
     std::vector<Input> inputs;
     DeviceBuffer workspace;
     for (int64_t bytes = 0; inputs.empty() || bytes < kRotatedBytes;) {
-      absl::StatusOr<SequenceBatch> made = SequenceBatch::Create(k(), v(), sequences);
+      absl::StatusOr<SequenceBatch> made = SequenceBatch::Create(k(), v(), sequences, 64);
       if (!made.ok()) return made.status();
       Input input = {*std::move(made)};
       kernels::SequenceAttentionParams& p = input.params;
@@ -195,7 +195,7 @@ class Bench {
     if (!device_circle.ok()) return device_circle.status();
     const std::vector<const float2*> circles(params.batch, device_circle->as<float2>());
     const absl::StatusOr<DeviceBuffer> table =
-        DeviceBuffer::CopyOf(circles.data(), circles.size() * sizeof circles[0]);
+        DeviceBuffer::CopyOf(circles.data(), circles.size() * sizeof(const float2*));
     if (!table.ok()) return table.status();
     const auto launch = [&](cudaStream_t stream) {
       return LaunchRebuildAttention(params, table->as<const float2*>(), stream);
