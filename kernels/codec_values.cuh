@@ -17,17 +17,22 @@ __device__ __forceinline__ uint16_t FloatToBf16(float value) {
   return static_cast<uint16_t>(PackBf16(value, 0.0f));
 }
 
-// The smallest bf16 >= value and the largest <= value, for finite values: in two steps, which is
-// exact because every bf16 is a float.
-__device__ __forceinline__ uint16_t DoubleToBf16Up(double value) {
-  const uint32_t bits = __float_as_uint(__double2float_ru(value));
-  const bool away = (bits & 0xffffu) != 0 && (bits >> 31) == 0;
-  return static_cast<uint16_t>((bits >> 16) + (away ? 1u : 0u));
-}
+// The largest bf16 <= value, for finite values: in two steps, which is exact because every bf16 is
+// a float.
 __device__ __forceinline__ uint16_t DoubleToBf16Down(double value) {
   const uint32_t bits = __float_as_uint(__double2float_rd(value));
   const bool away = (bits & 0xffffu) != 0 && (bits >> 31) != 0;
   return static_cast<uint16_t>((bits >> 16) + (away ? 1u : 0u));
+}
+
+// The smallest bf16 that is at least x / kDivisor, x >= 0, without a division in double: a little
+// less than the quotient is rounded up, which gives it or the bf16 below.
+template <int kDivisor>
+__device__ __forceinline__ uint16_t QuotientToBf16Up(double x) {
+  const float less = static_cast<float>(x) * (0.999999f / kDivisor);
+  const auto bits = static_cast<uint16_t>((__float_as_uint(less) + 0xffffu) >> 16);
+  const bool enough = __dmul_rn(Bf16ToFloat(bits), kDivisor) >= x;
+  return static_cast<uint16_t>(bits + (enough ? 0 : 1));
 }
 
 // Received values, and tensor core operands of the same type.

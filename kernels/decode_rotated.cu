@@ -41,31 +41,6 @@ __host__ __device__ __forceinline__ int RoundUp(int x, int multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }
 
-// The integer of token t of channel j, or its bf16 value.
-__device__ __forceinline__ uint16_t StoredBits(const BandView& band, const uint8_t* payload,
-                                               int tokens, int j, int t) {
-  const uint8_t* const data = payload + band.data_offset;
-  const auto plane = [j, t, tokens](const uint8_t* at, int bits) {
-    const int words = tokens * bits / 32;
-    const uint32_t word = __ldg(reinterpret_cast<const uint32_t*>(at) + j * words + t % words);
-    return word >> (t / words * bits) & ((1u << bits) - 1);
-  };
-  uint32_t code;
-  switch (band.bits) {
-    case 16:
-      return __ldg(reinterpret_cast<const uint16_t*>(data) + static_cast<int64_t>(j) * tokens + t);
-    case 8:
-      code = __ldg(data + static_cast<int64_t>(j) * tokens + t);
-      break;
-    case 3:
-      code = plane(data, 2) | plane(payload + band.high_offset, 1) << 2;
-      break;
-    default:
-      code = plane(data, band.bits);
-  }
-  return FloatToBf16(static_cast<float>(code));
-}
-
 // Scales and offsets of all columns, and the coefficients of spectral ones to `a`, 0 elsewhere.
 __device__ __forceinline__ void LoadColumns(const PartView& part, const SliceBands& slice, int head,
                                             const uint8_t* payload, const RotatedTile& tile,
@@ -98,36 +73,50 @@ __device__ __forceinline__ void LoadColumns(const PartView& part, const SliceBan
   }
 }
 
-// Terms of scale_j U[d][j] for channels [first, first + tile.channels) of X.
+// Terms of scale_j U[d][j] for channels [first, first + tile.channels) of X. A warp takes every
+// kWarps-th of them.
 __device__ __forceinline__ void ScaleRotation(const PartView& part, const float* u, int head,
                                               int first, const RotatedTile& tile,
                                               const RotatedOperands& to) {
+  constexpr int kMost = 64 / kWarps;
   const int d = part.head_dim;
   const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
   const uint16_t* const channels = part.channels + head * d;
   const int term = tile.channels * tile.a_row;
-  for (int n = threadIdx.x / 32; n < tile.channels; n += kWarps) {
-    const float* const row = u + static_cast<int64_t>(first + n) * d;
-    const bool exists = first + n < d;
-    float constant = 0;
-    for (int p = 2 * lane; p < RoundUp(d, 16); p += 64) {
-      float2 scaled = {0, 0};
-      if (exists && p < d) {  // d is even
-        const float2 factor = {__ldg(row + channels[p]), __ldg(row + channels[p + 1])};
-        constant = fmaf(to.offset[p], factor.x, constant);
-        constant = fmaf(to.offset[p + 1], factor.y, constant);
-        scaled = {to.scale[p] * factor.x, to.scale[p + 1] * factor.y};
-      }
-      const SplitPair<ElementType::kBf16> split(scaled.x, scaled.y);
+  float constant[kMost] = {};
+  for (int p = 2 * lane; p < RoundUp(d, 16); p += 64) {
+    const bool exists = p < d;  // d is even
+    const float2 scale = exists ? float2{to.scale[p], to.scale[p + 1]} : float2{0, 0};
+    const float2 offset = exists ? float2{to.offset[p], to.offset[p + 1]} : float2{0, 0};
+    const float* const row = u + (exists ? channels[p] : 0);
+    const float* const next = u + (exists ? channels[p + 1] : 0);
+    float2 factor[kMost];
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const int64_t at = static_cast<int64_t>(min(first + warp + i * kWarps, d - 1)) * d;
+      factor[i] = {__ldg(row + at), __ldg(next + at)};
+    }
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const int n = warp + i * kWarps;
+      if (n >= tile.channels) break;
+      constant[i] = fmaf(offset.x, factor[i].x, constant[i]);
+      constant[i] = fmaf(offset.y, factor[i].y, constant[i]);
+      const SplitPair<ElementType::kBf16> split(scale.x * factor[i].x, scale.y * factor[i].y);
       auto* const at = to.v + n * tile.a_row + p;
       *reinterpret_cast<uint32_t*>(at) = split.high;
       *reinterpret_cast<uint32_t*>(at + term) = split.middle;
       *reinterpret_cast<uint32_t*>(at + 2 * term) = split.low;
     }
+  }
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
     for (int distance = 16; distance > 0; distance /= 2) {
-      constant += __shfl_xor_sync(0xffffffffu, constant, distance);
+      constant[i] += __shfl_xor_sync(0xffffffffu, constant[i], distance);
     }
-    if (lane == 0) to.constant[n] = constant;
+    if (lane == 0 && warp + i * kWarps < tile.channels)
+      to.constant[warp + i * kWarps] = constant[i];
   }
 }
 
@@ -185,27 +174,83 @@ __device__ __forceinline__ void RotateBack(const RotatedTile& tile, const Rotate
   }
 }
 
+// Where integers of one token stand in planes of kBits bits.
+template <int kBits>
+class PlaneToken {
+ public:
+  __device__ __forceinline__ PlaneToken(int tokens, int t) {
+    words_ = tokens * kBits / 32;
+    const int log_words = __ffs(words_) - 1;
+    word_ = t & (words_ - 1);
+    shift_ = (t >> log_words) * kBits;
+  }
+  // Of channel j.
+  __device__ __forceinline__ uint32_t Code(const uint8_t* plane, int j) const {
+    const uint32_t word = __ldg(reinterpret_cast<const uint32_t*>(plane) + j * words_ + word_);
+    return word >> shift_ & ((1u << kBits) - 1);
+  }
+
+ private:
+  int words_, word_, shift_;
+};
+
+// Integers, or bf16 values, of token t of a band's channels to to[j].
+template <int kBits>
+__device__ __forceinline__ void LoadToken(const BandView& band, const uint8_t* payload, int tokens,
+                                          int t, int first, int step, uint16_t* to) {
+  const uint8_t* const data = payload + band.data_offset;
+  const PlaneToken<kBits == 3 ? 2 : kBits == 16 ? 8 : kBits> plane(tokens, t);
+  const PlaneToken<1> upper(tokens, t);
+#pragma unroll 4
+  for (int j = first; j < band.size; j += step) {
+    if constexpr (kBits == 16) {
+      to[j] = __ldg(reinterpret_cast<const uint16_t*>(data) + static_cast<int64_t>(j) * tokens + t);
+    } else {
+      uint32_t code;
+      if constexpr (kBits == 8) {
+        code = __ldg(data + static_cast<int64_t>(j) * tokens + t);
+      } else if constexpr (kBits == 3) {
+        code = plane.Code(data, j) | upper.Code(payload + band.high_offset, j) << 2;
+      } else {
+        code = plane.Code(data, j);
+      }
+      to[j] = FloatToBf16(static_cast<float>(code));
+    }
+  }
+}
+
 // Integers of tokens [token, token + kRows) of resident columns to `a`, and zeros to the columns
 // before and behind them that tensor cores read.
 __device__ __forceinline__ void LoadTokens(const PartView& part, const SliceBands& slice, int head,
                                            const uint8_t* payload, int token, int spectral,
                                            const RotatedTile& tile, uint16_t* a) {
   const int d = part.head_dim;
-  const int before = spectral % 16;
-  const int behind = RoundUp(d, 16) - d;
-  for (int i = threadIdx.x; i < kRows * (before + behind); i += kThreads) {
-    const int column = i / kRows;
-    a[i % kRows * tile.a_row +
-      (column < before ? spectral - before + column : d + column - before)] = 0;
-  }
+  const int tokens = part.segment_tokens;
+  constexpr int kStep = kThreads / kRows;  // a thread has one token and every kStep-th channel
+  const int t = token + static_cast<int>(threadIdx.x) % kRows;
+  const int first = static_cast<int>(threadIdx.x) / kRows;
+  uint16_t* const row = a + (t - token) * tile.a_row;
+  for (int p = spectral / 16 * 16 + first; p < spectral; p += kStep) row[p] = 0;
+  for (int p = d + first; p < RoundUp(d, 16); p += kStep) row[p] = 0;
   for (int b = 0; b < slice.count; ++b) {
     const BandView& band = slice.bands[b].view;
     if (band.coefficients > 0) continue;
-    const int position = band.channels - head * d;
-    for (int i = threadIdx.x; i < kRows * band.size; i += kThreads) {
-      const int j = i / kRows;
-      a[i % kRows * tile.a_row + position + j] =
-          StoredBits(band, payload, part.segment_tokens, j, token + i % kRows);
+    uint16_t* const to = row + band.channels - head * d;
+    switch (band.bits) {
+      case 2:
+        LoadToken<2>(band, payload, tokens, t, first, kStep, to);
+        break;
+      case 3:
+        LoadToken<3>(band, payload, tokens, t, first, kStep, to);
+        break;
+      case 4:
+        LoadToken<4>(band, payload, tokens, t, first, kStep, to);
+        break;
+      case 8:
+        LoadToken<8>(band, payload, tokens, t, first, kStep, to);
+        break;
+      default:
+        LoadToken<16>(band, payload, tokens, t, first, kStep, to);
     }
   }
 }

@@ -33,33 +33,37 @@ __device__ __forceinline__ void CopyOut(const Shape& shape, const uint8_t* tile,
   }
 }
 
-// One block a slice of a head of a segment.
+struct DecodeState {
+  SliceBands slice;
+  uint16_t ids[SliceChannels(0)];  // of the slice's channels, in the order of the bands
+};
+
+// Starts bringing a head's payload to the second-level cache.
+__device__ __forceinline__ void Prefetch(const PartView& part, const SliceBands& slice,
+                                         const uint8_t* payload) {
+  constexpr int kLine = 128;
+  const BandView& last = slice.bands[slice.count - 1].view;
+  const BandView& first = slice.bands[0].view;
+  const int64_t begin = first.bits == 16 ? first.data_offset : first.scale_offset;
+  const int64_t end = last.data_offset + DataBytes(last, part.segment_tokens);
+  for (int64_t at = begin + kLine * static_cast<int>(threadIdx.x); at < end;
+       at += kLine * kThreads) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(payload + at));
+  }
+}
+
+// Channels [begin, begin + channels) of a head to the tile.
 template <ElementType kType, class Shape>
-__global__ __launch_bounds__(kThreads, 3) void DecodeKernel(DecodeSegmentsParams params, int slices,
-                                                            int coefficient_row, Shape shape) {
-  extern __shared__ uint4 shared[];
-  __shared__ SliceBands slice;
-  const PartView& part = params.part;
+__device__ __forceinline__ void DecodeSlice(const PartView& part, const Shape& shape,
+                                            const DecodeState& state, int channels,
+                                            const uint8_t* payload,
+                                            const SliceCoefficients& coefficients, uint8_t* tile) {
+  const SliceBands& slice = state.slice;
   const int tokens = shape.tokens();
-  const int width = SliceChannels(tokens);
-  const int index = static_cast<int>(blockIdx.x);
-  const int head = index / slices % part.kv_heads;
-  const int segment = index / slices / part.kv_heads;
-  if (RotationOf(part, head) != nullptr) return;
-  const int begin = index % slices * width;
-  const int channels = min(width, part.head_dim - begin);
-  const uint8_t* const payload = params.payloads[segment];
-  auto* const tile = reinterpret_cast<uint8_t*>(shared);
-  SliceCoefficients coefficients;
-  coefficients.scale = reinterpret_cast<float*>(tile + TileBytes(tokens, shape.pitch()));
-  coefficients.c = reinterpret_cast<uint16_t*>(coefficients.scale + width);
-  coefficients.row = coefficient_row;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  if (warp == 0) FindBands(part, head, begin, begin + channels, &slice);
-  __syncthreads();
   if (slice.spectral != 0) {
-    LoadCoefficients(part, slice, begin, channels, payload, coefficients);
+    LoadCoefficients(slice, state.ids, payload, coefficients);
     __syncthreads();
     int turn = 0;
     for (int first = 0; first < channels; first += 8 * kTilesAtOnce) {
@@ -71,26 +75,66 @@ __global__ __launch_bounds__(kThreads, 3) void DecodeKernel(DecodeSegmentsParams
                               tile);
       }
     }
-    __syncthreads();  // resident channels overwrite what was made for their neighbours' sake
   }
+  __syncthreads();  // resident channels overwrite what was made for their neighbours' sake
   const int lanes = shape.lanes();
   const int together = 32 / lanes;
   int turn = 0;
   for (int b = 0; b < slice.count; ++b) {
     const SliceBand& band = slice.bands[b];
     if (band.view.coefficients > 0) continue;
-    const int units = (band.end - band.begin + together - 1) / together;
+    const int count = band.end - band.begin;
+    const int units = (count + together - 1) / together;
     for (int u = (warp + kWarps - turn % kWarps) % kWarps; u < units; u += kWarps) {
-      const int j = band.begin + u * together + lane / lanes;
-      if (j >= band.end) continue;
-      const int channel = part.channels[band.view.channels + j] - begin;
-      DecodeResidentOfBand<kType>(shape, band.view, j, lane % lanes, payload, tile + 2 * channel);
+      const int j = u * together + lane / lanes;
+      if (j >= count) continue;
+      DecodeResidentOfBand<kType>(shape, band.view, band.begin + j, lane % lanes, payload,
+                                  tile + 2 * state.ids[band.first + j]);
     }
     turn += units;
   }
   __syncthreads();
-  CopyOut(shape, tile, channels, part.head_dim,
-          params.dense[segment] + head * params.head_stride + begin);
+}
+
+template <ElementType kType, class Shape>
+__global__ __launch_bounds__(kThreads, 3) void DecodeKernel(DecodeSegmentsParams params, int slices,
+                                                            int coefficient_row, Shape shape) {
+  extern __shared__ uint4 shared[];
+  __shared__ DecodeState state;
+  const PartView& part = params.part;
+  const int width = SliceChannels(shape.tokens());
+  auto* const tile = reinterpret_cast<uint8_t*>(shared);
+  SliceCoefficients coefficients;
+  coefficients.c = reinterpret_cast<uint16_t*>(tile + TileBytes(shape.tokens(), shape.pitch()));
+  coefficients.row = coefficient_row;
+  coefficients.scale = reinterpret_cast<float*>(coefficients.c + width * coefficient_row);
+
+  const int of_segment = part.kv_heads * slices;
+  int described = -1;  // which head and slice `state` is about: usually the same for all of a block
+  for (int index = static_cast<int>(blockIdx.x); index < params.segments * of_segment;
+       index += static_cast<int>(gridDim.x)) {
+    const int within = index % of_segment;
+    const int head = within / slices;
+    if (RotationOf(part, head) != nullptr) continue;
+    const int segment = index / of_segment;
+    const int begin = within % slices * width;
+    const int channels = min(width, part.head_dim - begin);
+    const uint8_t* const payload = params.payloads[segment];
+    const int next = segment + static_cast<int>(gridDim.x) / of_segment;
+    const uint8_t* const next_payload = params.payloads[min(next, params.segments - 1)];
+    if (described != within) {
+      if (threadIdx.x < 32) {
+        FindBands(part, head, begin, begin + channels, &state.slice, state.ids);
+      }
+      __syncthreads();
+      described = within;
+    }
+    Prefetch(part, state.slice, next_payload);
+    DecodeSlice<kType>(part, shape, state, channels, payload, coefficients, tile);
+    CopyOut(shape, tile, channels, part.head_dim,
+            params.dense[segment] + head * params.head_stride + begin);
+    __syncthreads();
+  }
 }
 
 template <typename T>
@@ -120,11 +164,23 @@ cudaError_t LaunchPlain(const DecodeSegmentsParams& params, const Shape& shape,
   const int row = (part.columns + 7) / 8 * 8;
   const int shared = TileBytes(shape.tokens(), shape.pitch()) + width * (4 + 2 * row);
   const auto kernel = DecodeKernel<kType, Shape>;
-  const cudaError_t status =
+  cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (status != cudaSuccess) return status;
-  const auto blocks = static_cast<unsigned>(params.segments * part.kv_heads * slices);
-  kernel<<<blocks, kThreads, shared, stream>>>(params, slices, row, shape);
+  int device = 0;
+  int processors = 0;
+  int blocks = 0;
+  status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (status != cudaSuccess) return status;
+  status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, shared);
+  if (status != cudaSuccess) return status;
+  // If all blocks have as many tiles of one head only, they need not look it up again.
+  const int of_segment = part.kv_heads * slices;
+  int grid = std::min(params.segments * of_segment, processors * std::max(blocks, 1));
+  if (grid > of_segment) grid -= grid % of_segment;
+  kernel<<<grid, kThreads, shared, stream>>>(params, slices, row, shape);
   return cudaGetLastError();
 }
 

@@ -10,40 +10,52 @@
 
 namespace fourierkv::kernels::codec {
 
-// Coefficients of a slice's channels in shared memory; 0 of resident ones and beyond a band's M.
+// Coefficients of a slice's spectral channels in shared memory, 0 beyond a band's M. What stands
+// for resident channels may be anything: products with it are in these channels only.
 struct SliceCoefficients {
   uint16_t* c;   // [channels][row]: bf16 of integers or of coefficients
   int row;       // a multiple of 8
   float* scale;  // [channels]: of integers; 1 for coefficients
 };
 
-// By the whole block; what it wrote counts after the caller's barrier. Has a barrier itself.
-__device__ __forceinline__ void LoadCoefficients(const PartView& part, const SliceBands& slice,
-                                                 int begin, int channels, const uint8_t* payload,
+// By the whole block; what it wrote counts after the caller's barrier.
+__device__ __forceinline__ void LoadCoefficients(const SliceBands& slice, const uint16_t* ids,
+                                                 const uint8_t* payload,
                                                  const SliceCoefficients& to) {
-  auto* const words = reinterpret_cast<uint32_t*>(to.c);
-  for (int i = threadIdx.x; i < channels * to.row / 2; i += kThreads) words[i] = 0;
-  for (int i = threadIdx.x; i < channels; i += kThreads) to.scale[i] = 0;
-  __syncthreads();
   for (int b = 0; b < slice.count; ++b) {
     const SliceBand& band = slice.bands[b];
     const BandView& view = band.view;
     if (view.coefficients == 0) continue;
     const int width = band.end - band.begin;
-    const uint8_t* const data = payload + view.data_offset;
-    for (int i = threadIdx.x; i < width * view.coefficients; i += kThreads) {
-      const int m = i / width;
-      const int j = band.begin + i % width;
-      const int channel = part.channels[view.channels + j] - begin;
-      const int64_t at = static_cast<int64_t>(m) * view.size + j;
-      to.c[channel * to.row + m] =
-          view.bits == 16
-              ? __ldg(reinterpret_cast<const uint16_t*>(data) + at)
-              : FloatToBf16(static_cast<float>(__ldg(reinterpret_cast<const int8_t*>(data) + at)));
-      if (m == 0) {
+    // A thread takes 8 coefficients of a channel.
+    for (int i = threadIdx.x; i < width * slice.groups; i += kThreads) {
+      const int m = i / width * 8;
+      const int j = i % width;
+      const int channel = ids[band.first + j];
+      const int64_t at = static_cast<int64_t>(m) * view.size + band.begin + j;
+      uint32_t c[8] = {};
+      float scale = 1;
+      if (view.bits == 16) {
+        const auto* from = reinterpret_cast<const uint16_t*>(payload + view.data_offset) + at;
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          if (m + e < view.coefficients) c[e] = __ldg(from + e * view.size);
+        }
+      } else {
+        const auto* from = reinterpret_cast<const int8_t*>(payload + view.data_offset) + at;
         const auto* scales = reinterpret_cast<const uint16_t*>(payload + view.scale_offset);
-        to.scale[channel] = view.bits == 16 ? 1.0f : Bf16ToFloat(__ldg(scales + j));
+        scale = Bf16ToFloat(__ldg(scales + band.begin + j));
+        int codes[8];
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          codes[e] = m + e < view.coefficients ? __ldg(from + e * view.size) : 0;
+        }
+#pragma unroll
+        for (int e = 0; e < 8; ++e) c[e] = FloatToBf16(static_cast<float>(codes[e]));
       }
+      *reinterpret_cast<uint4*>(to.c + channel * to.row + m) = {
+          c[0] | c[1] << 16, c[2] | c[3] << 16, c[4] | c[5] << 16, c[6] | c[7] << 16};
+      if (m == 0) to.scale[channel] = scale;
     }
   }
 }

@@ -35,22 +35,26 @@ struct EncodeWorkspace {
   int64_t bytes;
 };
 
-// Sums over the block. Threads must not have anything to read from `sums` any more.
+// Sums over the block, for the last warp only. Threads must not have anything to read from `sums`
+// any more.
 __device__ __forceinline__ void SumTotals(Totals* totals, double (&sums)[2 * kWarps]) {
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
   for (int distance = 16; distance > 0; distance /= 2) {
     totals->energy += __shfl_xor_sync(0xffffffffu, totals->energy, distance);
     totals->error += __shfl_xor_sync(0xffffffffu, totals->error, distance);
   }
-  const int warp = threadIdx.x / 32;
-  if (threadIdx.x % 32 == 0) {
+  if (lane == 0) {
     sums[warp] = totals->energy;
     sums[kWarps + warp] = totals->error;
   }
   __syncthreads();
-  totals->energy = totals->error = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    totals->energy += sums[w];
-    totals->error += sums[kWarps + w];
+  if (warp != kWarps - 1) return;
+  totals->energy = lane < kWarps ? sums[lane] : 0;
+  totals->error = lane < kWarps ? sums[kWarps + lane] : 0;
+  for (int distance = kWarps / 2; distance > 0; distance /= 2) {
+    totals->energy += __shfl_xor_sync(0xffffffffu, totals->energy, distance);
+    totals->error += __shfl_xor_sync(0xffffffffu, totals->error, distance);
   }
 }
 

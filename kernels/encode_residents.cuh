@@ -88,7 +88,7 @@ struct Grid {
     const double cut = __dmul_rn(trim, __dsub_rn(high, low));
     offset_bits = DoubleToBf16Down(__dadd_rn(low, cut));
     offset = Bf16ToFloat(offset_bits);
-    scale_bits = DoubleToBf16Up(__dsub_rn(__dsub_rn(high, cut), offset) / kLevels);
+    scale_bits = QuotientToBf16Up<kLevels>(__dsub_rn(__dsub_rn(high, cut), offset));
     scale = Bf16ToFloat(scale_bits);
     reciprocal = scale > 0 ? fminf(1.0f / scale, FLT_MAX) : 0.0f;
     half = scale > 0 ? 0.5f * scale : FLT_MAX;

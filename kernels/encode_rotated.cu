@@ -85,7 +85,7 @@ __device__ __forceinline__ void RotateCoefficients(const PartView& part, const R
     float sum[8] = {};
     const int16_t* from = u + first + column;
     const float* c = head.c + m * CRow(part);
-#pragma unroll 4
+#pragma unroll 16  // as many loads at once
     for (int channel = 0; channel < d; ++channel) {
       const float factor = static_cast<float>(__ldg(from + channel * d));
 #pragma unroll
@@ -144,6 +144,7 @@ __device__ __forceinline__ void RotateRows(const PartView& part, const Shape& sh
   for (int t = threadIdx.x / 32 * 32; t < rows; t += 32 * kWarps) {
     float sum[2][4][4] = {};
     const uint32_t row = head.tile + shape.Row(t + (lane & 8) + (lane & 7));
+#pragma unroll 2
     for (int s = 0; s < (d + 15) / 16; ++s) {
       // Without a second half the operands are 0, and any values will do.
       const int piece = min(2 * s + (lane >> 4), d / 8 - 1);
@@ -278,7 +279,7 @@ __global__ __launch_bounds__(kThreads, 2) void EncodeRotatedKernel(EncodeSegment
     SumTotals(&totals, state.sums);
     partial.energy = totals.energy;
     partial.error = fmax(0.0, totals.error);
-    if (warp == 0) {
+    if (warp == kWarps - 1) {
       HandIn(params, workspace, segment, head.index, 0, workspace.slices, partial);
     }
   }

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <cfloat>
 #include <cstdint>
 
 #include "kernels/encode_residents.cuh"
@@ -94,37 +95,43 @@ __device__ __forceinline__ void ProjectChannels(const Shape& shape, uint32_t til
 __device__ __forceinline__ double StoreCoefficients(const BandView& band, int j, const float* c,
                                                     int row, uint8_t* payload, double* energy) {
   double squares = 0;
-  double error = 0;
+  float error = 0;
   if (band.bits == 16) {
     auto* const to = reinterpret_cast<uint16_t*>(payload + band.data_offset) + j;
+#pragma unroll 8
     for (int m = 0; m < band.coefficients; ++m) {
       const float value = c[m * row];
       const uint16_t bits = FloatToBf16(value);
       to[m * band.size] = bits;
-      const double rounding = static_cast<double>(value) - Bf16ToFloat(bits);
+      const float rounding = value - Bf16ToFloat(bits);
       squares += static_cast<double>(value) * value;
-      error += rounding * rounding;
+      error = fmaf(rounding, rounding, error);
     }
     *energy = squares;
     return error;
   }
   float largest = 0;
+#pragma unroll 8
   for (int m = 0; m < band.coefficients; ++m) {
     const float value = c[m * row];
     largest = fmaxf(largest, fabsf(value));
     squares += static_cast<double>(value) * value;
   }
-  const uint16_t scale_bits = DoubleToBf16Up(static_cast<double>(largest) / 127);
+  const uint16_t scale_bits = QuotientToBf16Up<127>(largest);
   const float scale = Bf16ToFloat(scale_bits);
+  const float reciprocal = scale > 0 ? fminf(1.0f / scale, FLT_MAX) : 0.0f;
   reinterpret_cast<uint16_t*>(payload + band.scale_offset)[j] = scale_bits;
   auto* const to = reinterpret_cast<int8_t*>(payload + band.data_offset) + j;
+#pragma unroll 8
   for (int m = 0; m < band.coefficients; ++m) {
     const float value = c[m * row];
-    const float quotient = scale > 0 ? rintf(value / scale) : 0.0f;
-    const float q = fminf(fmaxf(quotient, -127.0f), 127.0f);
+    // value / scale, correctly rounded.
+    float quotient = value * reciprocal;
+    quotient = fmaf(fmaf(-quotient, scale, value), reciprocal, quotient);
+    const float q = fminf(fmaxf(rintf(quotient), -127.0f), 127.0f);
     to[m * band.size] = static_cast<int8_t>(q);
     const float rounding = fmaf(-q, scale, value);
-    error += static_cast<double>(rounding) * rounding;
+    error = fmaf(rounding, rounding, error);
   }
   *energy = squares;
   return error;
