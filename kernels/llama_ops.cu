@@ -1,11 +1,12 @@
 #include <cuda_bf16.h>
 
+#include "kernels/dependent_launch.cuh"
 #include "kernels/llama_ops.h"
 
 namespace fourierkv::kernels {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 constexpr int kMaxSize = 1 << 24;  // of a row; keeps products of it and eight within int32
 
@@ -44,6 +45,8 @@ __device__ void Load(const float* from, float (&out)[8]) {
 
 __global__ void EmbedTokensKernel(const uint16_t* embeddings, const int32_t* tokens, int hidden,
                                   float* x) {
+  LetDependentsStart();
+  WaitForPrerequisites();
   const int64_t row = blockIdx.x;
   const auto* from = reinterpret_cast<const uint4*>(embeddings + tokens[row] * int64_t{hidden});
   auto* to = reinterpret_cast<float4*>(x + row * hidden);
@@ -70,6 +73,8 @@ __device__ float BlockSum(float value) {
 
 __global__ void RmsNormKernel(const float* x, const float* weight, float eps, int size,
                               uint16_t* y) {
+  LetDependentsStart();
+  WaitForPrerequisites();
   const int64_t row = blockIdx.x;
   const float* in = x + row * size;
   float sum = 0;
@@ -93,6 +98,8 @@ __global__ void RmsNormKernel(const float* x, const float* weight, float eps, in
 
 __global__ void RopeTableKernel(const int32_t* positions, const double* frequencies, int pairs,
                                 float* table) {
+  LetDependentsStart();
+  WaitForPrerequisites();
   const int64_t row = blockIdx.x;
   for (int d = threadIdx.x; d < pairs; d += blockDim.x) {
     double sin_value, cos_value;
@@ -104,6 +111,8 @@ __global__ void RopeTableKernel(const int32_t* positions, const double* frequenc
 
 // A thread rotates four pairs of one head of one row.
 __global__ void RopeAppendKernel(RopeAppendParams params) {
+  LetDependentsStart();
+  WaitForPrerequisites();
   const int head_dim = params.head_dim, half = head_dim / 2;
   const int heads = params.query_heads + 2 * params.kv_heads;
   const int64_t index = blockIdx.x * int64_t{kThreads} + threadIdx.x;
@@ -144,6 +153,8 @@ __global__ void RopeAppendKernel(RopeAppendParams params) {
 }
 
 __global__ void SiluMulKernel(const uint4* gate_up, int rows, int eights, uint4* out) {
+  LetDependentsStart();
+  WaitForPrerequisites();
   const int64_t index = blockIdx.x * int64_t{kThreads} + threadIdx.x;
   if (index >= int64_t{rows} * eights) return;
   const int64_t row = index / eights, i = index % eights;
@@ -172,6 +183,8 @@ __device__ Softmax Merge(const Softmax& a, const Softmax& b) {
 }
 
 __global__ void ChooseTokensKernel(const float* logits, int vocab, TokenChoice* choices) {
+  LetDependentsStart();
+  WaitForPrerequisites();
   __shared__ Softmax partial[32];
   const float* row = logits + blockIdx.x * int64_t{vocab};
   Softmax best = {0, 0, 0};
@@ -203,8 +216,8 @@ cudaError_t LaunchEmbedTokens(const uint16_t* embeddings, const int32_t* tokens,
   if (!Aligned(embeddings) || !Aligned(tokens) || !Aligned(x) || !ValidRows(rows, hidden)) {
     return cudaErrorInvalidValue;
   }
-  EmbedTokensKernel<<<rows, kThreads, 0, stream>>>(embeddings, tokens, hidden, x);
-  return cudaGetLastError();
+  return LaunchDependent(EmbedTokensKernel, rows, kThreads, 0, stream, embeddings, tokens, hidden,
+                         x);
 }
 
 cudaError_t LaunchRmsNorm(const float* x, const float* weight, float eps, int32_t rows,
@@ -212,8 +225,7 @@ cudaError_t LaunchRmsNorm(const float* x, const float* weight, float eps, int32_
   if (!Aligned(x) || !Aligned(weight) || !Aligned(y) || !ValidRows(rows, size)) {
     return cudaErrorInvalidValue;
   }
-  RmsNormKernel<<<rows, kThreads, 0, stream>>>(x, weight, eps, size, y);
-  return cudaGetLastError();
+  return LaunchDependent(RmsNormKernel, rows, kThreads, 0, stream, x, weight, eps, size, y);
 }
 
 cudaError_t LaunchRopeTable(const int32_t* positions, const double* frequencies, int32_t rows,
@@ -222,8 +234,8 @@ cudaError_t LaunchRopeTable(const int32_t* positions, const double* frequencies,
       !ValidRows(rows, 8 * pairs)) {
     return cudaErrorInvalidValue;
   }
-  RopeTableKernel<<<rows, 64, 0, stream>>>(positions, frequencies, pairs, table);
-  return cudaGetLastError();
+  return LaunchDependent(RopeTableKernel, rows, 64, 0, stream, positions, frequencies, pairs,
+                         table);
 }
 
 cudaError_t LaunchRopeAppend(const RopeAppendParams& params, cudaStream_t stream) {
@@ -236,17 +248,16 @@ cudaError_t LaunchRopeAppend(const RopeAppendParams& params, cudaStream_t stream
     return cudaErrorInvalidValue;
   }
   const int64_t threads = params.rows * heads * (params.head_dim / 8);
-  RopeAppendKernel<<<Blocks(threads), kThreads, 0, stream>>>(params);
-  return cudaGetLastError();
+  return LaunchDependent(RopeAppendKernel, Blocks(threads), kThreads, 0, stream, params);
 }
 
 cudaError_t LaunchSiluMul(const uint16_t* gate_up, int32_t rows, int32_t size, uint16_t* out,
                           cudaStream_t stream) {
   if (!Aligned(gate_up) || !Aligned(out) || !ValidRows(rows, size)) return cudaErrorInvalidValue;
   const int eights = size / 8;
-  SiluMulKernel<<<Blocks(int64_t{rows} * eights), kThreads, 0, stream>>>(
-      reinterpret_cast<const uint4*>(gate_up), rows, eights, reinterpret_cast<uint4*>(out));
-  return cudaGetLastError();
+  return LaunchDependent(SiluMulKernel, Blocks(int64_t{rows} * eights), kThreads, 0, stream,
+                         reinterpret_cast<const uint4*>(gate_up), rows, eights,
+                         reinterpret_cast<uint4*>(out));
 }
 
 cudaError_t LaunchChooseTokens(const float* logits, int32_t rows, int32_t vocab,
@@ -255,8 +266,7 @@ cudaError_t LaunchChooseTokens(const float* logits, int32_t rows, int32_t vocab,
       vocab > kMaxSize) {
     return cudaErrorInvalidValue;
   }
-  ChooseTokensKernel<<<rows, 1024, 0, stream>>>(logits, vocab, choices);
-  return cudaGetLastError();
+  return LaunchDependent(ChooseTokensKernel, rows, 1024, 0, stream, logits, vocab, choices);
 }
 
 }  // namespace fourierkv::kernels

@@ -7,6 +7,7 @@
 // host: from the call until the chosen tokens are there. JSON goes to standard output, progress to
 // standard error.
 
+#include <cuda_profiler_api.h>
 #include <cuda_runtime_api.h>
 
 #include <CLI/CLI.hpp>
@@ -43,8 +44,8 @@ struct Options {
   int64_t context = 32768;
   int steps = 40;
   int warmup = 8;
-  bool tune = true;
   bool fit = false;
+  bool profile = false;
   uint64_t seed = 1;
 };
 
@@ -223,10 +224,13 @@ StepTimes TimeSteps(CudaLlamaRunner& runner, std::vector<DecodeRow> rows, const 
   std::vector<double> ms;
   DecodeOutput out;
   for (int step = 0; step < options.warmup + options.steps; ++step) {
+    const bool profiled = options.profile && step == options.warmup;
+    if (profiled) Require(cudaProfilerStart());
     const auto begun = std::chrono::steady_clock::now();
     Require(runner.DecodeStep(rows, &out));
     const std::chrono::duration<double, std::milli> taken =
         std::chrono::steady_clock::now() - begun;
+    if (profiled) Require(cudaProfilerStop());
     if (step >= options.warmup) ms.push_back(taken.count());
     for (size_t i = 0; i < rows.size(); ++i) {
       if (out.choices[i].token < 0) Require(absl::InternalError("logits are not finite"));
@@ -275,16 +279,14 @@ class Bench {
             {"layers", config.layers},
             {"context", options_.context},
             {"recent_window", kWindow},
-            {"tuned_products", options_.tune},
             {"weights_gb", static_cast<double>(model_->bytes()) / kGiga},
             {"runs", runs}};
   }
 
  private:
   std::unique_ptr<CudaLlamaRunner> Runner(std::shared_ptr<DeviceKvPool> pool, int max_batch) {
-    return Require(CudaLlamaRunner::Create(
-        model_, std::move(pool),
-        {.max_batch = max_batch, .chunk_tokens = 16, .tune_products = options_.tune}));
+    return Require(CudaLlamaRunner::Create(model_, std::move(pool),
+                                           {.max_batch = max_batch, .chunk_tokens = 16}));
   }
   std::shared_ptr<const DeviceProfile> Profile(const CodecProfile& profile) {
     return Require(DeviceProfile::Create(std::make_shared<const ProfileLayout>(profile)));
@@ -329,7 +331,7 @@ class Bench {
         static_cast<double>(DeviceKvPool::SlotBytes(*profile) * slots_each);
     const int most = options_.fit ? static_cast<int>(static_cast<double>(dense_bytes_) / bytes_each)
                                   : options_.batch;
-    const auto blocks = static_cast<int32_t>(most * blocks_each + most / 10 + 16);
+    const auto blocks = static_cast<int32_t>(most * blocks_each + most / 10 + 32);
     const auto pool =
         Require(DeviceKvPool::Create(profile, {blocks, static_cast<int32_t>(most * slots_each)}));
     const auto runner = Runner(pool, std::min(most, 1024));
@@ -373,9 +375,10 @@ int Main(int argc, char** argv) {
   app.add_option("--steps", options.steps, "timed steps")->check(CLI::Range(1, 100000));
   app.add_option("--warmup", options.warmup, "steps before these")->check(CLI::Range(2, 1000));
   app.add_option("--seed", options.seed, "of weights and caches");
-  app.add_flag("!--no-tune", options.tune, "take cuBLAS's first proposal for every product");
   app.add_flag("--fit", options.fit,
                "fill the memory of the dense caches with compact ones, and decode all of them");
+  app.add_flag("--profile", options.profile,
+               "have one step of each run profiled (ncu --profile-from-start off)");
   CLI11_PARSE(app, argc, argv);
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {

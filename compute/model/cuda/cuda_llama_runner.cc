@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "compute/backend/cuda/cuda_status.h"
 #include "compute/cache/dense_kv_cache.h"
+#include "kernels/dense_attention.h"
 #include "kernels/fourier_attention.h"
 #include "kernels/prefill_attention.h"
 
@@ -78,7 +79,8 @@ CudaLlamaRunner::CudaLlamaRunner(std::shared_ptr<const DeviceLlamaModel> model,
     : model_(std::move(model)),
       pool_(std::move(pool)),
       options_(options),
-      max_rows_(PaddedRows(std::max(options.max_batch, options.chunk_tokens))) {}
+      max_rows_(PaddedRows(std::max(options.max_batch, options.chunk_tokens))),
+      decoder_(pool_) {}
 
 CudaLlamaRunner::~CudaLlamaRunner() {
   if (stream_ == nullptr) return;
@@ -126,6 +128,16 @@ absl::Status CudaLlamaRunner::Allocate() {
 
 absl::Status CudaLlamaRunner::AllocateAttentionWorkspace() {
   const ModelConfig& c = model_->config();
+  if (kernels::DenseAttentionFits(c.kv_heads, c.query_heads, c.head_dim)) {
+    int64_t bytes = 0;
+    for (int batch = 1; batch <= options_.max_batch; ++batch) {
+      bytes = std::max(
+          bytes, kernels::DenseAttentionWorkspace(batch, c.kv_heads, c.query_heads, c.head_dim));
+    }
+    absl::StatusOr<DeviceBuffer> workspace = DeviceBuffer::Create(static_cast<size_t>(bytes));
+    if (!workspace.ok()) return workspace.status();
+    exact_workspace_ = *std::move(workspace);
+  }
   int64_t bytes = 0;
   for (int layer = 0; layer < c.layers; ++layer) {
     const kernels::AttentionPlanView& plan = pool_->profile().plan(layer);
@@ -166,28 +178,14 @@ absl::Status CudaLlamaRunner::CheckRoom(const DeviceKvCache& cache, int64_t toke
   return absl::OkStatus();
 }
 
-absl::Status CudaLlamaRunner::TuneProduct(const GemmShape& shape,
-                                          const uint16_t* DeviceLlamaLayer::*weights, void* y) {
-  std::vector<const uint16_t*> all;
-  for (const DeviceLlamaLayer& layer : model_->layers()) all.push_back(layer.*weights);
-  return gemm_->Tune(shape, all, mlp_.as<const uint16_t>(), y);
-}
-
 absl::Status CudaLlamaRunner::PrepareProducts(int rows, int logit_rows) {
   const ModelConfig& c = model_->config();
-  absl::Status s;
-  if (options_.tune_products) {
-    s = TuneProduct(QkvShape(c, rows), &DeviceLlamaLayer::qkv, qkv_.data());
-    if (s.ok()) s = TuneProduct(OShape(c, rows), &DeviceLlamaLayer::o, x_.data());
-    if (s.ok()) s = TuneProduct(GateUpShape(c, rows), &DeviceLlamaLayer::gate_up, gate_up_.data());
-    if (s.ok()) s = TuneProduct(DownShape(c, rows), &DeviceLlamaLayer::down, x_.data());
-    if (!s.ok()) return s;
-  }
   for (const GemmShape& shape :
        {QkvShape(c, rows), OShape(c, rows), GateUpShape(c, rows), DownShape(c, rows)}) {
-    if (s = gemm_->Prepare(shape); !s.ok()) return s;
+    if (absl::Status s = gemm_->Prepare(shape); !s.ok()) return s;
   }
-  return logit_rows == 0 ? s : gemm_->Prepare(LogitsShape(c, logit_rows));
+  if (logit_rows == 0) return absl::OkStatus();
+  return gemm_->Prepare(LogitsShape(c, logit_rows));
 }
 
 absl::Status CudaLlamaRunner::UploadRows() {
@@ -250,18 +248,25 @@ absl::Status CudaLlamaRunner::AfterAttention(int layer, int rows) {
                                         norm_.as<uint16_t>(), stream_),
                  "normalising");
   if (!s.ok()) return s;
-  s = gemm_->Run(GateUpShape(c, rows), weights.gate_up, norm_.as<const uint16_t>(), gate_up_.data(),
-                 stream_);
-  if (!s.ok()) return s;
-  s = CudaStatus(kernels::LaunchSiluMul(gate_up_.as<const uint16_t>(), rows, c.intermediate_size,
-                                        mlp_.as<uint16_t>(), stream_),
-                 "activation");
+  GemmShape gate_up = GateUpShape(c, rows);
+  gate_up.output = GemmOutput::kSiluMul;
+  if (Gemm::IsSkinny(gate_up)) {
+    s = gemm_->Run(gate_up, weights.gate_up, norm_.as<const uint16_t>(), mlp_.data(), stream_);
+  } else {
+    gate_up.output = GemmOutput::kBf16;
+    s = gemm_->Run(gate_up, weights.gate_up, norm_.as<const uint16_t>(), gate_up_.data(), stream_);
+    if (!s.ok()) return s;
+    s = CudaStatus(kernels::LaunchSiluMul(gate_up_.as<const uint16_t>(), rows, c.intermediate_size,
+                                          mlp_.as<uint16_t>(), stream_),
+                   "activation");
+  }
   if (!s.ok()) return s;
   return gemm_->Run(DownShape(c, rows), weights.down, mlp_.as<const uint16_t>(), x_.data(),
                     stream_);
 }
 
 absl::Status CudaLlamaRunner::AttendChunk(int layer, int rows, int64_t tokens) {
+  if (absl::Status s = decoder_.Decode(layer, stream_); !s.ok()) return s;
   const ModelConfig& c = model_->config();
   kernels::PrefillAttentionParams params = {};
   params.kv_heads = c.kv_heads;
@@ -300,6 +305,24 @@ absl::Status CudaLlamaRunner::AttendBatch(int layer, int rows) {
   return CudaStatus(kernels::LaunchFourierAttention(params, stream_), "attention of a batch");
 }
 
+absl::Status CudaLlamaRunner::AttendExactBatch(int layer, int rows) {
+  const ModelConfig& c = model_->config();
+  kernels::DenseAttentionParams params = {};
+  params.batch = rows;
+  params.kv_heads = c.kv_heads;
+  params.query_heads = c.query_heads;
+  params.head_dim = c.head_dim;
+  params.scale = Scale(c);
+  params.q = q_.as<const uint16_t>();
+  params.out = attention_.as<uint16_t>();
+  params.pages = tables_->pages(layer);
+  params.page_offsets = tables_->page_offsets();
+  params.page_head_stride = int64_t{pool_->segment_tokens()} * c.head_dim;
+  params.workspace = exact_workspace_.data();
+  params.workspace_bytes = static_cast<int64_t>(exact_workspace_.size());
+  return CudaStatus(kernels::LaunchDenseAttention(params, stream_), "attention of a batch");
+}
+
 absl::Status CudaLlamaRunner::RunLayers(int rows, const Attention& attention) {
   if (absl::Status s = Embed(rows); !s.ok()) return s;
   for (int layer = 0; layer < model_->config().layers; ++layer) {
@@ -326,7 +349,8 @@ absl::Status CudaLlamaRunner::RunChunk(std::span<const int32_t> tokens, DeviceKv
                                        bool with_logits) {
   const int rows = static_cast<int>(tokens.size());
   if (absl::Status s = PrepareProducts(rows, with_logits ? 1 : 0); !s.ok()) return s;
-  if (absl::Status s = tables_->BuildTiles(cache, rows, nullptr, stream_); !s.ok()) return s;
+  absl::Status s = tables_->BuildTiles(cache, rows, decoder_.data(), stream_);
+  if (!s.ok()) return s;
   tokens_.assign(tokens.begin(), tokens.end());
   positions_.clear();
   row_pages_.clear();
@@ -336,7 +360,7 @@ absl::Status CudaLlamaRunner::RunChunk(std::span<const int32_t> tokens, DeviceKv
   }
   if (absl::Status s = UploadRows(); !s.ok()) return s;
   const int64_t seen = cache.length() + rows;
-  absl::Status s = RunLayers(rows, [&](int layer) { return AttendChunk(layer, rows, seen); });
+  s = RunLayers(rows, [&](int layer) { return AttendChunk(layer, rows, seen); });
   if (s.ok() && with_logits) s = Finish(rows - 1, 1);
   // Also after a failure: the cache's places must not be given back while something writes to them.
   const absl::Status ended = CudaStatus(cudaStreamSynchronize(stream_), "computing a prompt");
@@ -356,10 +380,6 @@ absl::Status CudaLlamaRunner::Prefill(std::span<const int32_t> tokens, DeviceKvC
   }
   const auto n = static_cast<int64_t>(tokens.size());
   if (absl::Status s = CheckRoom(cache, n); !s.ok()) return s;
-  if (!cache.slots().empty()) {
-    return absl::FailedPreconditionError(
-        "the cache has compact segments already; add tokens to it by DecodeStep");
-  }
   if (const int64_t due = cache.SegmentsDue(n); due > pool_->free_slots()) {
     return absl::ResourceExhaustedError(absl::StrCat("a prompt of ", n, " tokens needs ", due,
                                                      " slots for compact segments; of the KV "
@@ -367,6 +387,7 @@ absl::Status CudaLlamaRunner::Prefill(std::span<const int32_t> tokens, DeviceKvC
                                                      pool_->free_slots(), " are free"));
   }
   if (absl::Status s = cache.Reserve(n); !s.ok()) return s;
+  if (absl::Status s = decoder_.Prepare(cache, stream_); !s.ok()) return s;
 
   for (int64_t first = 0; first < n;) {
     const int64_t count = std::min<int64_t>(options_.chunk_tokens, n - first);
@@ -420,8 +441,12 @@ absl::Status CudaLlamaRunner::PrepareStep(std::span<const DecodeRow> rows) {
   return absl::OkStatus();
 }
 
-absl::Status CudaLlamaRunner::EnqueueStep(int rows) {
-  absl::Status s = RunLayers(rows, [&](int layer) { return AttendBatch(layer, rows); });
+absl::Status CudaLlamaRunner::EnqueueStep(int rows, bool exact) {
+  const ModelConfig& c = model_->config();
+  exact = exact && kernels::DenseAttentionFits(c.kv_heads, c.query_heads, c.head_dim);
+  absl::Status s = RunLayers(rows, [&](int layer) {
+    return exact ? AttendExactBatch(layer, rows) : AttendBatch(layer, rows);
+  });
   if (s.ok()) s = Finish(0, rows);
   if (!s.ok()) return s;
   return CudaStatus(
@@ -430,12 +455,12 @@ absl::Status CudaLlamaRunner::EnqueueStep(int rows) {
       "choosing tokens");
 }
 
-absl::Status CudaLlamaRunner::LaunchStep(int rows) {
-  Graph& graph = graphs_[rows];
+absl::Status CudaLlamaRunner::LaunchStep(int rows, bool exact) {
+  Graph& graph = graphs_[{rows, exact}];
   if (!graph.warm) {
     // Not captured: this loads every kernel, which a capture must not do.
     absl::Status s = PrepareProducts(rows, rows);
-    if (s.ok()) s = EnqueueStep(rows);
+    if (s.ok()) s = EnqueueStep(rows, exact);
     graph.warm = s.ok();
     return s;
   }
@@ -443,7 +468,7 @@ absl::Status CudaLlamaRunner::LaunchStep(int rows) {
     absl::Status s = CudaStatus(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
                                 "capturing a decode step");
     if (!s.ok()) return s;
-    s = EnqueueStep(rows);
+    s = EnqueueStep(rows, exact);
     cudaGraph_t captured = nullptr;
     const absl::Status ended =
         CudaStatus(cudaStreamEndCapture(stream_, &captured), "capturing a decode step");
@@ -463,7 +488,9 @@ absl::Status CudaLlamaRunner::DecodeStep(std::span<const DecodeRow> rows, Decode
   if (absl::Status s = PrepareStep(rows); !s.ok()) return s;
   const int n = static_cast<int>(rows.size());
   absl::Status s = UploadRows();
-  if (s.ok()) s = LaunchStep(n);
+  const bool exact = std::all_of(rows.begin(), rows.end(),
+                                 [](const DecodeRow& row) { return row.cache->slots().empty(); });
+  if (s.ok()) s = LaunchStep(n, exact);
   const absl::Status ended = CudaStatus(cudaStreamSynchronize(stream_), "computing a decode step");
   if (!s.ok()) return s;
   if (!ended.ok()) return ended;

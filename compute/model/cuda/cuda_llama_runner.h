@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -16,6 +17,7 @@
 #include "compute/backend/cuda/device_buffer.h"
 #include "compute/cache/cuda/device_kv_cache.h"
 #include "compute/cache/cuda/device_kv_tables.h"
+#include "compute/cache/cuda/segment_decoder.h"
 #include "compute/cache/cuda/segment_sealer.h"
 #include "compute/model/cuda/device_llama_model.h"
 #include "compute/model/cuda/gemm.h"
@@ -27,9 +29,6 @@ namespace fourierkv {
 struct CudaRunnerOptions {
   int max_batch = 32;      // sequences decoded at once, 1 to 1024
   int chunk_tokens = 512;  // of a prompt, computed at once, 1 to 8192
-  // Time cuBLAS's proposals for each matrix product before its first use, instead of taking the
-  // first. Results may then differ in rounding from one process to the next.
-  bool tune_products = false;
 };
 
 // One sequence of a decode step, and its token at position cache->length().
@@ -59,13 +58,13 @@ class CudaLlamaRunner {
   const DeviceLlamaModel& model() const { return *model_; }
   const DeviceKvPool& pool() const { return *pool_; }
 
-  // Computes `tokens` at positions cache.length() and following, attending exactly to all of them,
-  // and seals what has then become due. `out` gets the logits of the last token (Logits::kLast) or
-  // none (kNone); kAll is not offered.
+  // Computes `tokens` at positions cache.length() and following. They stay exact until all are
+  // computed; then what has become due is sealed. `out` gets the logits of the last token
+  // (Logits::kLast) or none (kNone); kAll is not offered.
   //
   // With nothing changed: InvalidArgument for no tokens, ids outside the vocabulary or a cache of
   // another pool; OutOfRange beyond the model's max_position_embeddings; ResourceExhausted if the
-  // pool has too few blocks or slots; FailedPrecondition for a cache with compact segments.
+  // pool has too few blocks or slots, or the device too little memory to decode compact segments.
   absl::Status Prefill(std::span<const int32_t> tokens, DeviceKvCache& cache, ForwardOutput* out,
                        Logits logits = Logits::kLast);
 
@@ -92,8 +91,6 @@ class CudaLlamaRunner {
   absl::Status CheckRoom(const DeviceKvCache& cache, int64_t tokens) const;
   // Products of `rows` rows can then be captured.
   absl::Status PrepareProducts(int rows, int logit_rows);
-  absl::Status TuneProduct(const GemmShape& shape, const uint16_t* DeviceLlamaLayer::*weights,
-                           void* y);
   // Copies tokens_, positions_ and row_pages_ to the device.
   absl::Status UploadRows();
 
@@ -104,13 +101,15 @@ class CudaLlamaRunner {
   absl::Status AfterAttention(int layer, int rows);
   absl::Status AttendChunk(int layer, int rows, int64_t tokens);
   absl::Status AttendBatch(int layer, int rows);
+  absl::Status AttendExactBatch(int layer, int rows);
   // logits_ of rows [first, first + rows).
   absl::Status Finish(int first, int rows);
-  absl::Status EnqueueStep(int rows);
+  absl::Status EnqueueStep(int rows, bool exact);
 
   absl::Status RunChunk(std::span<const int32_t> tokens, DeviceKvCache& cache, bool with_logits);
   absl::Status PrepareStep(std::span<const DecodeRow> rows);
-  absl::Status LaunchStep(int rows);
+  // `exact`: no sequence has compact segments.
+  absl::Status LaunchStep(int rows, bool exact);
 
   const std::shared_ptr<const DeviceLlamaModel> model_;
   const std::shared_ptr<DeviceKvPool> pool_;
@@ -120,7 +119,8 @@ class CudaLlamaRunner {
   std::unique_ptr<Gemm> gemm_;
   std::unique_ptr<DeviceKvTables> tables_;
   std::unique_ptr<SegmentSealer> sealer_;
-  std::map<int, Graph> graphs_;  // of decode steps, by rows
+  SegmentDecoder decoder_;
+  std::map<std::pair<int, bool>, Graph> graphs_;  // of decode steps: of so many rows, exact
 
   std::vector<int32_t> tokens_, positions_, row_pages_;
   DeviceBuffer device_rows_;  // the same three, max_rows_ each
@@ -135,6 +135,7 @@ class CudaLlamaRunner {
   DeviceBuffer logits_;       // float [max_batch][vocab]
   DeviceBuffer choices_;      // TokenChoice [max_batch]
   DeviceBuffer attention_workspace_;
+  DeviceBuffer exact_workspace_;  // of attention on exact tokens only
 };
 
 }  // namespace fourierkv

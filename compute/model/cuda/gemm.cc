@@ -1,16 +1,16 @@
 #include "compute/model/cuda/gemm.h"
 
-#include <limits>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "compute/backend/cuda/cuda_status.h"
+#include "kernels/skinny_gemm.h"
 
 namespace fourierkv {
 namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // what cuBLAS recommends for Hopper
-constexpr int kCandidates = 16;
 
 absl::Status CublasStatus(cublasStatus_t status, absl::string_view what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
@@ -20,23 +20,19 @@ absl::Status CublasStatus(cublasStatus_t status, absl::string_view what) {
   return absl::InternalError(message);
 }
 
-// An event that destroys itself.
-class Event {
- public:
-  Event() { status_ = CudaStatus(cudaEventCreate(&event_), "creating an event"); }
-  ~Event() {
-    if (event_ != nullptr) cudaEventDestroy(event_);
+kernels::SkinnyGemmOutput SkinnyOutput(GemmOutput output) {
+  switch (output) {
+    case GemmOutput::kBf16:
+      return kernels::SkinnyGemmOutput::kBf16;
+    case GemmOutput::kFloat:
+      return kernels::SkinnyGemmOutput::kFloat;
+    case GemmOutput::kAddFloat:
+      return kernels::SkinnyGemmOutput::kAddFloat;
+    case GemmOutput::kSiluMul:
+      return kernels::SkinnyGemmOutput::kSiluMul;
   }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-
-  const absl::Status& status() const { return status_; }
-  cudaEvent_t get() const { return event_; }
-
- private:
-  cudaEvent_t event_ = nullptr;
-  absl::Status status_;
-};
+  return kernels::SkinnyGemmOutput::kFloat;
+}
 
 }  // namespace
 
@@ -93,48 +89,21 @@ absl::StatusOr<std::unique_ptr<Gemm>> Gemm::Create() {
   return std::unique_ptr<Gemm>(new Gemm(handle, *std::move(workspace)));
 }
 
-absl::Status Gemm::Enqueue(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm,
-                           const uint16_t* w, const uint16_t* x, void* y,
-                           cudaStream_t stream) const {
-  const float alpha = 1;
-  return CublasStatus(
-      cublasLtMatmul(handle_, plan.operation, &alpha, w, plan.w, x, plan.x, &plan.beta, y, plan.y,
-                     y, plan.y, &algorithm, workspace_.data(), workspace_.size(), stream),
-      "enqueueing a matrix product");
+bool Gemm::IsSkinny(const GemmShape& shape) {
+  return kernels::SkinnyGemmFits(shape.out, shape.in, shape.rows, SkinnyOutput(shape.output));
 }
 
-absl::StatusOr<double> Gemm::Time(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm,
-                                  std::span<const uint16_t* const> weights, const uint16_t* x,
-                                  void* y) const {
-  const Event begin, end;
-  for (const Event* event : {&begin, &end}) {
-    if (!event->status().ok()) return event->status();
+absl::Status Gemm::Prepare(const GemmShape& shape) {
+  if (IsSkinny(shape) || plans_.contains(shape)) return absl::OkStatus();
+  const std::string what =
+      absl::StrCat("a product of ", shape.rows, " rows of ", shape.in, " with ", shape.out);
+  if (shape.output == GemmOutput::kSiluMul) {
+    return absl::UnimplementedError(absl::StrCat(what, ": only few rows can be activated at once"));
   }
-  // The first product is not timed: it loads the kernel.
-  absl::Status s = Enqueue(plan, algorithm, weights.back(), x, y, nullptr);
-  if (s.ok()) s = CudaStatus(cudaEventRecord(begin.get(), nullptr), "timing a matrix product");
-  for (size_t i = 0; s.ok() && i < weights.size(); ++i) {
-    s = Enqueue(plan, algorithm, weights[i], x, y, nullptr);
-  }
-  if (s.ok()) s = CudaStatus(cudaEventRecord(end.get(), nullptr), "timing a matrix product");
-  if (s.ok()) s = CudaStatus(cudaEventSynchronize(end.get()), "timing a matrix product");
-  float milliseconds = 0;
-  if (s.ok()) {
-    s = CudaStatus(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()),
-                   "timing a matrix product");
-  }
-  if (!s.ok()) return s;
-  return milliseconds / 1000.0 / static_cast<double>(weights.size());
-}
-
-absl::Status Gemm::Choose(const GemmShape& shape, std::span<const uint16_t* const> weights,
-                          const uint16_t* x, void* y) {
-  if (plans_.contains(shape)) return absl::OkStatus();
   auto plan = std::make_unique<Plan>();
   if (absl::Status s = plan->Describe(shape); !s.ok()) return s;
-
   cublasLtMatmulPreference_t preference = nullptr;
-  cublasLtMatmulHeuristicResult_t candidates[kCandidates];
+  cublasLtMatmulHeuristicResult_t proposal;
   int found = 0;
   cublasStatus_t status = cublasLtMatmulPreferenceCreate(&preference);
   if (status == CUBLAS_STATUS_SUCCESS) {
@@ -144,33 +113,30 @@ absl::Status Gemm::Choose(const GemmShape& shape, std::span<const uint16_t* cons
   }
   if (status == CUBLAS_STATUS_SUCCESS) {
     status = cublasLtMatmulAlgoGetHeuristic(handle_, plan->operation, plan->w, plan->x, plan->y,
-                                            plan->y, preference, weights.empty() ? 1 : kCandidates,
-                                            candidates, &found);
+                                            plan->y, preference, 1, &proposal, &found);
   }
   if (preference != nullptr) cublasLtMatmulPreferenceDestroy(preference);
   if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
-  const std::string what =
-      absl::StrCat("a product of ", shape.rows, " rows of ", shape.in, " with ", shape.out);
   if (absl::Status s = CublasStatus(status, what); !s.ok()) return s;
-
-  plan->algorithm = candidates[0].algo;
-  double fastest = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < found && !weights.empty(); ++i) {
-    const absl::StatusOr<double> seconds = Time(*plan, candidates[i].algo, weights, x, y);
-    if (!seconds.ok()) return seconds.status();
-    if (*seconds >= fastest) continue;
-    fastest = *seconds;
-    plan->algorithm = candidates[i].algo;
-  }
+  plan->algorithm = proposal.algo;
   plans_.emplace(shape, std::move(plan));
   return absl::OkStatus();
 }
 
 absl::Status Gemm::Run(const GemmShape& shape, const uint16_t* w, const uint16_t* x, void* y,
                        cudaStream_t stream) {
+  if (IsSkinny(shape)) {
+    const kernels::SkinnyGemmParams params = {
+        w, x, y, shape.out, shape.in, shape.rows, SkinnyOutput(shape.output)};
+    return CudaStatus(kernels::LaunchSkinnyGemm(params, stream), "enqueueing a matrix product");
+  }
   if (absl::Status s = Prepare(shape); !s.ok()) return s;
   const Plan& plan = *plans_.find(shape)->second;
-  return Enqueue(plan, plan.algorithm, w, x, y, stream);
+  const float alpha = 1;
+  return CublasStatus(
+      cublasLtMatmul(handle_, plan.operation, &alpha, w, plan.w, x, plan.x, &plan.beta, y, plan.y,
+                     y, plan.y, &plan.algorithm, workspace_.data(), workspace_.size(), stream),
+      "enqueueing a matrix product");
 }
 
 }  // namespace fourierkv

@@ -1,4 +1,4 @@
-// Matrix products on the GPU: bf16 operands, float sums (cuBLASLt).
+// Matrix products on the GPU: bf16 operands, float sums.
 
 #pragma once
 
@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <span>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -17,7 +16,9 @@
 
 namespace fourierkv {
 
-enum class GemmOutput { kBf16, kFloat, kAddFloat };
+// kSiluMul: y[rows][out / 2] = silu(g) u, of the first and the second half of every row of the
+// product.
+enum class GemmOutput { kBf16, kFloat, kAddFloat, kSiluMul };
 
 // y[rows][out] = x[rows][in] w[out][in]^T, all row-major; kAddFloat adds it to what y holds.
 struct GemmShape {
@@ -29,7 +30,8 @@ struct GemmShape {
   auto operator<=>(const GemmShape&) const = default;
 };
 
-// One at a time of its products may run: they share workspace. One thread.
+// Few rows are multiplied by a kernel of ours, which reads the matrix as fast as memory gives it;
+// others by cuBLAS. One at a time of its products may run: they share workspace. One thread.
 class Gemm {
  public:
   static absl::StatusOr<std::unique_ptr<Gemm>> Create();
@@ -37,17 +39,12 @@ class Gemm {
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
 
-  // Chooses how to compute products of `shape`, if that has not been done: Run does so by itself,
-  // but not while a graph is captured. By default cuBLAS's first proposal is taken. With `weights`
-  // its best proposals are timed, on each of these matrices in turn so that they come from memory
-  // as they do when a model runs; x and y are then scratch of the right sizes.
-  //
-  // Unimplemented if cuBLAS has no algorithm for the shape.
-  absl::Status Prepare(const GemmShape& shape) { return Choose(shape, {}, nullptr, nullptr); }
-  absl::Status Tune(const GemmShape& shape, std::span<const uint16_t* const> weights,
-                    const uint16_t* x, void* y) {
-    return Choose(shape, weights, x, y);
-  }
+  // Whether the shape has so few rows. kSiluMul is only for such.
+  static bool IsSkinny(const GemmShape& shape);
+
+  // Chooses how to compute products of `shape`. Run does so by itself if that has not been done,
+  // but not while a graph is captured. Unimplemented if cuBLAS has no algorithm for the shape.
+  absl::Status Prepare(const GemmShape& shape);
 
   // Enqueues the product. Pointers are to device memory, 256-byte aligned.
   absl::Status Run(const GemmShape& shape, const uint16_t* w, const uint16_t* x, void* y,
@@ -57,14 +54,6 @@ class Gemm {
   struct Plan;
 
   Gemm(cublasLtHandle_t handle, DeviceBuffer workspace);
-  absl::Status Choose(const GemmShape& shape, std::span<const uint16_t* const> weights,
-                      const uint16_t* x, void* y);
-  absl::Status Enqueue(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm, const uint16_t* w,
-                       const uint16_t* x, void* y, cudaStream_t stream) const;
-  // Seconds that `algorithm` takes for one product.
-  absl::StatusOr<double> Time(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm,
-                              std::span<const uint16_t* const> weights, const uint16_t* x,
-                              void* y) const;
 
   const cublasLtHandle_t handle_;
   const DeviceBuffer workspace_;

@@ -32,7 +32,7 @@ const char kNeedle[] = FOURIERKV_TEST_DATA "/needle-4m";
 // What bf16 activations and weights of the softmax may cost. Logits of this model spread over
 // about 20.
 constexpr double kLogitTolerance = 0.35;
-constexpr double kMeanTolerance = 0.05;
+constexpr double kMeanTolerance = 0.1;
 
 struct Difference {
   double largest = 0;
@@ -244,6 +244,25 @@ TEST_F(CudaRunner, CompactBatchesOfUnequalLengthsDecodeAsOnTheCpu) {
   MakeRunner(64, 64);
   // The first has no compact segment; the second gets one on the way, so does the third.
   CompareDecoding({400, 760, 1401, 3001}, 70, true, 256);
+}
+
+TEST_F(CudaRunner, ACompactCacheTakesAnotherPrompt) {
+  MakeRunner(40, 40, {.chunk_tokens = 100});
+  const NeedleText first(2001, 2, random_()), second(333, 1, random_());
+  auto gpu = Cache(true, 256);
+  auto cpu = CpuCache();
+  CpuPrefill(first.tokens, *cpu);
+  GpuPrefill(first.tokens, *gpu);
+  const int64_t compact = gpu->stats().compact_segments;
+  EXPECT_GT(compact, 3);
+  auto cpu_compact = Compacted(*cpu, 256);
+  // In one chunk, so that the CPU, too, attends to all of it exactly.
+  LlamaRunner runner(f_->model, f_->pool);
+  ForwardOutput out;
+  ASSERT_TRUE(runner.Forward(second.tokens, *cpu_compact, &out).ok());
+  ExpectNear(GpuPrefill(second.tokens, *gpu), out.logits);
+  EXPECT_EQ(gpu->stats().compact_segments, cpu_compact->stats().compact_segments);
+  EXPECT_GT(gpu->stats().compact_segments, compact);
 }
 
 TEST_F(CudaRunner, FindsTheNeedlesThatTheCpuFinds) {
