@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "kv_service/core/block_key.h"
 #include "kv_service/core/cache_namespace.h"
 #include "kv_service/core/segment_tier.h"
@@ -45,6 +46,9 @@ struct PutPlan {
   Durability durability = Durability::kMemory;
   // Of the blobs that the namespace's tenant may have in memory when it is committed; 0: no limit.
   int64_t tenant_limit_bytes = 0;
+  // How long the segments are kept from the commit on, as are all before them; at least that long
+  // if they are stored already. What is kept for a time stays in memory: `durability` must be that.
+  absl::Duration ttl = absl::InfiniteDuration();
 };
 
 struct PlannedSegment {

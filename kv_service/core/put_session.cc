@@ -113,6 +113,7 @@ void PutSession::Start(PutPlan plan, std::vector<PlannedSegment> segments, Compu
   segments_ = std::move(segments);
   durability_ = plan.durability;
   tenant_limit_bytes_ = plan.tenant_limit_bytes;
+  ttl_ = plan.ttl;
   patience_ = patience;
   layers_ = plan.context->ns.geometry.layers;
   collector_ = std::make_unique<PartCollector>(plan, segments_, store_->budget(), backend,
@@ -193,10 +194,10 @@ absl::StatusOr<PutStats> PutSession::Commit(const Patience& tier_patience) {
     stats.compact_bytes += bytes(SegmentForm::kCompact);
     stats.archived_bytes += bytes(SegmentForm::kArchived);
   }
-  const auto result = store_->Commit(std::move(batch), tenant_limit_bytes_);
+  const auto result = store_->Commit(std::move(batch), tenant_limit_bytes_, store_->Now() + ttl_);
   if (!result.ok()) return End(result.status());
   KillPoint("put.in_memory");
-  if (tiers_ != nullptr) {
+  if (tiers_ != nullptr && ttl_ == absl::InfiniteDuration()) {
     std::vector<BlockKey> keys;
     for (const PlannedSegment& segment : segments_) keys.push_back(segment.key);
     stats.durability = tiers_->Keep(keys, durability_, tier_patience);

@@ -89,6 +89,7 @@ class PutSession {
   std::shared_ptr<std::atomic<int>> running_;
   Durability durability_ = Durability::kMemory;  // wanted
   int64_t tenant_limit_bytes_ = 0;
+  absl::Duration ttl_ = absl::InfiniteDuration();
   Patience patience_ = absl::InfiniteFuture();
   int layers_ = 0;
   std::vector<PlannedSegment> segments_;

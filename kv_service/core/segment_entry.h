@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -49,6 +50,8 @@ struct IndexedNamespace {
   TenantShare* share = nullptr;  // of its tenant
 };
 
+inline constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+
 // Links are to entries of the same tree. Change through SegmentTree only.
 struct SegmentEntry : EvictionNode {
   bool tail = false;
@@ -60,6 +63,7 @@ struct SegmentEntry : EvictionNode {
   SegmentEntry* next_sibling = nullptr;
   IndexedNamespace* space = nullptr;
   int64_t last_used_at = 0;  // nanoseconds since the epoch
+  int64_t expires_at = kNever;
   int32_t index = 0;
   int32_t tokens = 0;
   int32_t capacity = 0;

@@ -95,10 +95,12 @@ absl::StatusOr<MatchResult> SegmentStore::Match(std::span<const BlockKey> keys,
   std::vector<BlockKey> matched;
   matched.reserve(asked);
   result.segments.reserve(keys.size());
+  Garbage garbage;
   std::lock_guard<std::mutex> lock(mutex_);
+  if (lease || tree_->any_expire()) ExpireLocked(garbage);
   tree_->BeginTouch(clock_());
   const auto match = [&](const BlockKey& key) -> const SegmentEntry* {
-    SegmentEntry* const entry = tree_->Find(key);
+    SegmentEntry* const entry = FindLocked(key);
     if (entry == nullptr || entry->forms.empty()) return nullptr;  // absent or a hole
     if (last != nullptr && entry->parent != last) return nullptr;
     last = entry;
@@ -119,7 +121,6 @@ absl::StatusOr<MatchResult> SegmentStore::Match(std::span<const BlockKey> keys,
   StoreMetrics::Add(metrics_->match_hits, matched.size());
   StoreMetrics::Add(metrics_->match_misses, asked - matched.size());
   if (lease && !matched.empty()) {
-    ExpireLocked();
     auto granted = GrantLocked(std::move(matched), lease_ttl);
     if (!granted.ok()) return granted.status();
     result.lease = *granted;
@@ -129,10 +130,12 @@ absl::StatusOr<MatchResult> SegmentStore::Match(std::span<const BlockKey> keys,
 
 std::vector<std::optional<StoredSegment>> SegmentStore::Get(std::span<const BlockKey> keys) {
   std::vector<std::optional<StoredSegment>> result(keys.size());
+  Garbage garbage;
   std::lock_guard<std::mutex> lock(mutex_);
+  if (tree_->any_expire()) ExpireLocked(garbage);
   tree_->BeginTouch(clock_());
   for (size_t i = 0; i < keys.size(); ++i) {
-    SegmentEntry* const entry = tree_->Find(keys[i]);
+    SegmentEntry* const entry = FindLocked(keys[i]);
     if (entry == nullptr) continue;
     tree_->Touch(*entry);
     result[i] = entry->ToSegment();
@@ -142,14 +145,14 @@ std::vector<std::optional<StoredSegment>> SegmentStore::Get(std::span<const Bloc
 
 std::optional<StoredSegment> SegmentStore::Peek(const BlockKey& key) const {
   std::lock_guard<std::mutex> lock(mutex_);
-  const SegmentEntry* const entry = tree_->Find(key);
+  const SegmentEntry* const entry = FindLocked(key);
   if (entry == nullptr) return std::nullopt;
   return entry->ToSegment();
 }
 
 absl::StatusOr<SegmentSummary> SegmentStore::Describe(const BlockKey& key) const {
   std::lock_guard<std::mutex> lock(mutex_);
-  const SegmentEntry* const entry = tree_->Find(key);
+  const SegmentEntry* const entry = FindLocked(key);
   if (entry == nullptr) {
     return absl::NotFoundError(absl::StrCat("segment ", key.ToHex(), " is not stored"));
   }
@@ -157,7 +160,7 @@ absl::StatusOr<SegmentSummary> SegmentStore::Describe(const BlockKey& key) const
 }
 
 absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> batch,
-                                                  int64_t tenant_limit) {
+                                                  int64_t tenant_limit, absl::Time expires) {
   // Before the lock: making room evicts, which takes it.
   const auto new_at_most =
       std::count_if(batch.begin(), batch.end(),
@@ -186,12 +189,14 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
   }
   if (auto s = CheckTenantLocked(batch, tenant_limit); !s.ok()) return s;
   CommitResult result;
+  const int64_t until = expires == absl::InfiniteFuture() ? kNever : absl::ToUnixNanos(expires);
   tree_->BeginTouch(clock_());
   for (size_t i = 0; i < batch.size(); ++i) {
     StoredSegment& segment = batch[i];
     if (SegmentEntry* const entry = tree_->Find(segment.key); entry != nullptr) {
       ++result.deduplicated;
       tree_->Touch(*entry);
+      tree_->Extend(*entry, until);
       for (const SegmentForm form : kHeldForms) {
         FormPtr& given = segment.forms[form];
         if (given != nullptr && tree_->AddForm(*entry, std::move(given))) ++result.forms_added;
@@ -201,7 +206,7 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
       ++result.stored;
       for (const SegmentForm form : kHeldForms)
         result.forms_added += segment.forms[form] != nullptr;
-      tree_->Insert(std::move(segment));
+      tree_->Extend(tree_->Insert(std::move(segment)), until);
     }
   }
   overhead_.Absorb(*std::move(overhead));
@@ -247,7 +252,7 @@ absl::Status SegmentStore::Anchor(std::span<const StoredSegment> places) {
     if (!status.ok()) break;
     StoredSegment hole = segment;
     hole.forms = {};
-    tree_->Insert(std::move(hole));
+    tree_->Extend(tree_->Insert(std::move(hole)), kNever);
   }
   SettleLocked();
   return status;
@@ -263,7 +268,7 @@ absl::StatusOr<bool> SegmentStore::AddForm(const BlockKey& key, FormPtr form) {
 }
 
 void SegmentStore::DropDamaged(const BlockKey& key, const FormPtr& form) {
-  SegmentTree::Garbage garbage;
+  Garbage garbage;
   std::lock_guard<std::mutex> lock(mutex_);
   SegmentEntry* const entry = tree_->Find(key);
   if (entry == nullptr || entry->forms.Get(form->form()) != form) return;
@@ -275,10 +280,10 @@ void SegmentStore::DropDamaged(const BlockKey& key, const FormPtr& form) {
 }
 
 absl::StatusOr<DeleteResult> SegmentStore::Delete(std::span<const BlockKey> keys, bool recursive) {
-  SegmentTree::Garbage garbage;  // destroyed after the lock
+  Garbage garbage;  // destroyed after the lock
   DeleteResult result;
   std::lock_guard<std::mutex> lock(mutex_);
-  ExpireLocked();
+  ExpireLocked(garbage);
   std::vector<SegmentEntry*> doomed;
   absl::flat_hash_set<const SegmentEntry*> seen;
   for (const BlockKey& key : keys) {
@@ -316,10 +321,11 @@ absl::StatusOr<DeleteResult> SegmentStore::Delete(std::span<const BlockKey> keys
 absl::StatusOr<Lease> SegmentStore::AcquireLease(std::span<const BlockKey> keys,
                                                  absl::Duration ttl) {
   if (auto s = CheckLease(keys.size(), ttl); !s.ok()) return s;
+  Garbage garbage;
   std::lock_guard<std::mutex> lock(mutex_);
-  ExpireLocked();
+  ExpireLocked(garbage);
   for (const BlockKey& key : keys) {
-    if (tree_->Find(key) == nullptr) {
+    if (FindLocked(key) == nullptr) {
       return absl::NotFoundError(absl::StrCat("segment ", key.ToHex(), " is not stored"));
     }
   }
@@ -327,8 +333,9 @@ absl::StatusOr<Lease> SegmentStore::AcquireLease(std::span<const BlockKey> keys,
 }
 
 absl::Status SegmentStore::Release(uint64_t lease_id) {
+  Garbage garbage;
   std::lock_guard<std::mutex> lock(mutex_);
-  ExpireLocked();
+  ExpireLocked(garbage);
   const std::vector<BlockKey> keys = leases_.Remove(lease_id);
   if (keys.empty()) {
     return absl::NotFoundError(
@@ -339,8 +346,9 @@ absl::Status SegmentStore::Release(uint64_t lease_id) {
 }
 
 int64_t SegmentStore::ExpireLeases() {
+  Garbage garbage;
   std::lock_guard<std::mutex> lock(mutex_);
-  return ExpireLocked();
+  return ExpireLocked(garbage);
 }
 
 SegmentPin SegmentStore::Pin(std::span<const BlockKey> keys) {
@@ -348,7 +356,7 @@ SegmentPin SegmentStore::Pin(std::span<const BlockKey> keys) {
   pin.store_ = this;
   std::lock_guard<std::mutex> lock(mutex_);
   for (const BlockKey& key : keys) {
-    SegmentEntry* const entry = tree_->Find(key);
+    SegmentEntry* const entry = FindLocked(key);
     if (entry == nullptr) continue;
     tree_->Hold(*entry);
     pin.keys_.push_back(key);
@@ -357,16 +365,18 @@ SegmentPin SegmentStore::Pin(std::span<const BlockKey> keys) {
 }
 
 int64_t SegmentStore::Evict(int64_t bytes) {
-  SegmentTree::Garbage garbage;  // destroyed after the lock
+  Garbage garbage;  // destroyed after the lock
   std::lock_guard<std::mutex> lock(mutex_);
-  ExpireLocked();
+  ExpireLocked(garbage);
+  int64_t expired = 0;
+  for (const FormPtr& form : garbage) expired += form->bytes();
   SegmentTree::Evicted evicted = tree_->Evict(bytes, kSegmentOverheadBytes, garbage);
   SettleLocked();
   evicted.bytes += evicted.segments * kSegmentOverheadBytes;
   StoreMetrics::Add(metrics_->evicted_bytes, evicted.bytes);
   StoreMetrics::Add(metrics_->evicted_segments, evicted.segments);
   StoreMetrics::Add(metrics_->evicted_exact_forms, evicted.exact_forms);
-  return evicted.bytes;
+  return evicted.bytes + expired;
 }
 
 StoreStats SegmentStore::Stats() const {
@@ -426,7 +436,13 @@ absl::StatusOr<Lease> SegmentStore::GrantLocked(std::vector<BlockKey> keys, absl
   return leases_.Add(std::move(keys), clock_() + ttl);
 }
 
-int64_t SegmentStore::ExpireLocked() {
+SegmentEntry* SegmentStore::FindLocked(const BlockKey& key) const {
+  SegmentEntry* const entry = tree_->Find(key);
+  if (entry == nullptr || entry->expires_at == kNever) return entry;
+  return SegmentTree::IsExpired(*entry, absl::ToUnixNanos(clock_())) ? nullptr : entry;
+}
+
+int64_t SegmentStore::ExpireLocked(Garbage& garbage) {
   const absl::Time now = clock_();
   int64_t expired = 0;
   for (auto keys = leases_.RemoveExpired(now); !keys.empty(); keys = leases_.RemoveExpired(now)) {
@@ -434,6 +450,9 @@ int64_t SegmentStore::ExpireLocked() {
     ++expired;
   }
   StoreMetrics::Add(metrics_->leases_expired, expired);
+  const int64_t before = tree_->stats().segments;
+  tree_->RemoveExpired(absl::ToUnixNanos(now), garbage);
+  if (tree_->stats().segments != before) SettleLocked();
   return expired;
 }
 

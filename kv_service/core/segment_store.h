@@ -51,6 +51,7 @@ struct DeleteResult {
 class SegmentObserver;
 class SegmentStore;
 class SegmentTree;
+struct SegmentEntry;
 
 // Keeps segments from eviction and deletion until destroyed, without a time limit. For work inside
 // the process; the store must outlive it.
@@ -77,6 +78,10 @@ class SegmentPin {
 //
 // Of EXACT and LOSSLESS a segment holds one at most: either is the other.
 //
+// Segments that were committed for a time only are missing when it is over, unless they are leased
+// or pinned; they go when somebody looks into the store next, children before parents. A parent
+// lives as long as its children.
+//
 // Eviction, when the budget asks for room: first the exact data (least recently used first) of
 // segments that also hold the compact or archived form, within their error bound, and have a full
 // successor stored, segment 0 excepted, which stays exact, or are whole sequences; then whole
@@ -96,6 +101,7 @@ class SegmentStore {
 
   MemoryBudget& budget() const { return *budget_; }
   StoreMetrics& metrics() const { return *metrics_; }
+  absl::Time Now() const { return clock_(); }
 
   // The longest stored prefix of `keys`, then `tail_key`. Touches and, when `lease_ttl` > 0, leases
   // what matched, atomically. Errors are those of AcquireLease about ttl and counts.
@@ -118,7 +124,9 @@ class SegmentStore {
   // stored nor earlier in the batch, or is a tail, of another namespace or at another index than
   // one less; ResourceExhausted if the budget has no room for the bookkeeping, or if the batch's
   // tenant would then have blobs of more than `tenant_limit` bytes here (0: no limit).
-  absl::StatusOr<CommitResult> Commit(std::vector<StoredSegment> batch, int64_t tenant_limit = 0);
+  // All of the batch, and everything before it, lives until `expires` at least.
+  absl::StatusOr<CommitResult> Commit(std::vector<StoredSegment> batch, int64_t tenant_limit = 0,
+                                      absl::Time expires = absl::InfiniteFuture());
 
   // Gives segments that are held elsewhere a place here: those of `places`, parents before
   // children, that are not stored become holes. Statuses as Commit's.
@@ -144,7 +152,8 @@ class SegmentStore {
   absl::StatusOr<Lease> AcquireLease(std::span<const BlockKey> keys, absl::Duration ttl);
   // NotFound if there is no such lease, e.g. because it expired.
   absl::Status Release(uint64_t lease_id);
-  // Ends leases that are past their time; every operation that leases matter to does so by itself.
+  // Ends leases that are past their time, and removes segments; every operation that these matter
+  // to does so by itself.
   int64_t ExpireLeases();
 
   // Pins those of `keys` that are stored.
@@ -169,9 +178,13 @@ class SegmentStore {
   std::vector<std::shared_ptr<const NamespaceContext>> Namespaces() const;
 
  private:
+  using Garbage = std::vector<FormPtr>;  // destroyed after the lock
   friend class SegmentPin;
   absl::StatusOr<Lease> GrantLocked(std::vector<BlockKey> keys, absl::Duration ttl);
-  int64_t ExpireLocked();
+  // Leases, and segments whose time is over.
+  int64_t ExpireLocked(Garbage& garbage);
+  // As SegmentTree::Find, but null for what has expired.
+  SegmentEntry* FindLocked(const BlockKey& key) const;
   void UnholdLocked(std::span<const BlockKey> keys);
   absl::Status CheckTenantLocked(std::span<const StoredSegment> batch, int64_t limit) const;
   void SettleLocked();  // charges the budget for the segments that there are now

@@ -9,6 +9,7 @@ namespace fourierkv {
 namespace {
 
 constexpr int64_t kOneUse = 1'000'000'000;  // nanoseconds
+constexpr int kExpiredAtOnce = 512;         // looked at in one call: a fraction of a millisecond
 
 }  // namespace
 
@@ -51,6 +52,7 @@ SegmentEntry& SegmentTree::Insert(StoredSegment segment) {
   entry.tail = segment.tail;
   entry.capacity = static_cast<int32_t>(segment.capacity);
   entry.error_bound = segment.error_bound;
+  entry.expires_at = 0;
   for (const SegmentForm form : kHeldForms) {
     FormPtr& given = segment.forms[form];
     if (given == nullptr || entry.forms.Place(form) != nullptr) continue;
@@ -117,6 +119,23 @@ void SegmentTree::Touch(SegmentEntry& entry) {
   }
 }
 
+void SegmentTree::Extend(SegmentEntry& entry, int64_t when) {
+  // Whoever lives as long has passed it on to its ancestors.
+  for (SegmentEntry* e = &entry; e != nullptr && e->expires_at < when; e = e->parent) {
+    expiring_.erase({e->expires_at, e});
+    e->expires_at = when;
+    if (when != kNever) expiring_.insert({when, e});
+  }
+}
+
+void SegmentTree::RemoveExpired(int64_t now, Garbage& garbage) {
+  int left = kExpiredAtOnce;
+  for (auto it = expiring_.begin(); it != expiring_.end() && it->first <= now && left > 0; --left) {
+    SegmentEntry& entry = *(it++)->second;
+    if (entry.holds == 0 && entry.children == 0) Remove(entry, RemovalReason::kDeleted, garbage);
+  }
+}
+
 void SegmentTree::Hold(SegmentEntry& entry) {
   if (++entry.holds == 1) Refresh(entry);
 }
@@ -129,6 +148,7 @@ void SegmentTree::Remove(SegmentEntry& entry, RemovalReason reason, Garbage& gar
   // A hole was reported when it lost what it held.
   if (observer_ != nullptr && !entry.forms.empty()) observer_->Gone(entry, reason);
   index_.Update(entry, false, false);
+  expiring_.erase({entry.expires_at, &entry});
   if (SegmentEntry* const parent = entry.parent; parent != nullptr) {
     SegmentEntry*& link = entry.previous_sibling != nullptr ? entry.previous_sibling->next_sibling
                                                             : parent->first_child;

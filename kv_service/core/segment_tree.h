@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -69,6 +71,19 @@ class SegmentTree {
   void BeginTouch(absl::Time now);
   void Touch(SegmentEntry& entry);
 
+  // Lets an entry, and all before it, live until `when` (nanoseconds since the epoch, or kNever) at
+  // least. Insert gives entries no time at all: to be called next.
+  void Extend(SegmentEntry& entry, int64_t when);
+  // Whether the entry's time is over, and nobody holds it: it is to be missing.
+  static bool IsExpired(const SegmentEntry& entry, int64_t now) {
+    return entry.expires_at <= now && entry.holds == 0;
+  }
+  // Whether any entry is not for ever.
+  bool any_expire() const { return !expiring_.empty(); }
+  // Removes some of those whose time is over, unless something holds or follows them: deleted, as
+  // who stored them wished.
+  void RemoveExpired(int64_t now, Garbage& garbage);
+
   // Entries with holds are not evicted. Unhold undoes one Hold.
   void Hold(SegmentEntry& entry);
   void Unhold(SegmentEntry& entry);
@@ -119,6 +134,7 @@ class SegmentTree {
   absl::flat_hash_map<Digest, std::unique_ptr<IndexedNamespace>> namespaces_;
   std::map<std::string, TenantShare> tenants_;  // of those with namespaces
   EvictionIndex index_;
+  std::set<std::pair<int64_t, SegmentEntry*>> expiring_;  // those that are not for ever
   StoreStats stats_;
   uint64_t tick_ = 0;
   int64_t now_ = 0;  // nanoseconds since the epoch

@@ -79,6 +79,7 @@ absl::StatusOr<PutPlan> ParseHeader(const v1::PutHeader& header, const std::stri
   absl::StatusOr<Durability> durability = FromProto(header.durability(), "header.durability");
   if (!durability.ok()) return durability.status();
   plan.durability = *durability;
+  if (header.has_ttl()) plan.ttl = FromProto(header.ttl());
   return plan;
 }
 
@@ -167,6 +168,11 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
   const absl::StatusOr<TenantQuotas::Share> in_flight =
       core.quotas->TakeInFlight(view.tenant(), DenseBytes(*plan));
   if (!in_flight.ok()) return in_flight.status();
+  if (plan->ttl != absl::InfiniteDuration() && plan->ttl > core.limits.max_ttl) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "header.ttl is ", absl::FormatDuration(plan->ttl), "; it must be above 0 and at most ",
+        absl::FormatDuration(core.limits.max_ttl), " (--max-ttl-seconds)"));
+  }
   const int64_t stored_limit = core.quotas->StoredLimit(view.tenant());
   plan->tenant_limit_bytes = stored_limit;
   absl::StatusOr<std::unique_ptr<PutSession>> put =

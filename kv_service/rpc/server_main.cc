@@ -44,6 +44,7 @@ struct Flags {
   double stall_seconds = 60;
   double max_lease_seconds = 600;
   double max_pin_seconds = 86400;
+  double max_ttl_seconds = 2592000;
   int max_followers = 64;
   int64_t event_log = int64_t{1} << 17;
   double drain_seconds = 10;
@@ -94,6 +95,10 @@ void Declare(CLI::App& app, Flags& flags) {
       ->capture_default_str();
   app.add_option("--max-pin-seconds", flags.max_pin_seconds, "Longest time of a Pin")
       ->check(SecondsBetween(1, 604800))
+      ->capture_default_str();
+  app.add_option("--max-ttl-seconds", flags.max_ttl_seconds,
+                 "Longest time that a put may ask to be kept for")
+      ->check(SecondsBetween(1, 315360000))
       ->capture_default_str();
   app.add_option("--max-followers", flags.max_followers, "Subscribers to events at the same time")
       ->check(CLI::Range(0, 4096))
@@ -166,6 +171,7 @@ absl::Status Serve(const Flags& flags) {
   limits.stall = absl::Seconds(flags.stall_seconds);
   limits.max_lease = absl::Seconds(flags.max_lease_seconds);
   limits.max_pin = absl::Seconds(flags.max_pin_seconds);
+  limits.max_ttl = absl::Seconds(flags.max_ttl_seconds);
   limits.max_followers = flags.max_followers;
   limits.event_log = flags.event_log;
   ServiceCore core(*std::move(backend), limits);

@@ -33,9 +33,10 @@ struct ServiceLimits {
   absl::Duration stall = absl::Minutes(1);       // how long a client may neither send nor read
   absl::Duration max_lease = absl::Minutes(10);  // that MatchPrefix grants
   absl::Duration max_pin = absl::Hours(24);
-  int max_followers = 64;                  // of events, at the same time
-  int64_t event_log = int64_t{1} << 17;    // events that can be replayed
-  int64_t removal_log = int64_t{1} << 16;  // removals that can be explained
+  absl::Duration max_ttl = absl::Hours(24 * 30);  // of puts that are not kept for ever
+  int max_followers = 64;                         // of events, at the same time
+  int64_t event_log = int64_t{1} << 17;           // events that can be replayed
+  int64_t removal_log = int64_t{1} << 16;         // removals that can be explained
 };
 
 // Thread safe. Outlives the RPC classes.

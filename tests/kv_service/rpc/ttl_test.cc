@@ -1,0 +1,74 @@
+// Puts that are kept for a time only.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "slow_tier.h"
+#include "tests/kv_service/rpc/service_fixture.h"
+
+namespace fourierkv {
+namespace {
+
+using absl::StatusCode;
+using testing::HasSubstr;
+
+class TtlTest : public testing::Test {
+ protected:
+  absl::StatusOr<v1::PutCommitted> Put(absl::Duration ttl,
+                                       v1::Durability durability = v1::DURABILITY_MEMORY) {
+    v1::PutHeader header = MakePutHeader(ns_, sequence_);
+    header.mutable_ttl()->set_seconds(ttl / absl::Seconds(1));
+    header.mutable_ttl()->set_nanos(
+        static_cast<int32_t>((ttl % absl::Seconds(1)) / absl::Nanoseconds(1)));
+    header.set_durability(durability);
+    return PutSequence(service_.client(), header, sequence_);
+  }
+  bool Exists() {
+    return service_.client()
+        .Exists({*Digest::FromRaw(KeysOf(ns_, sequence_)[0], "key")}, Soon())
+        ->front();
+  }
+
+  TestService service_{[] {
+    ServiceLimits limits;
+    limits.max_ttl = absl::Minutes(10);
+    return limits;
+  }()};
+  std::shared_ptr<SlowTier> tier_ = std::make_shared<SlowTier>(absl::ZeroDuration());
+  const v1::CacheNamespace ns_ = SmallWireNamespace(false);
+  const Sequence sequence_{1, 2 * kS};
+};
+
+TEST_F(TtlTest, GoesWhenItsTimeIsOverAndIsInNoTier) {
+  service_.core().tiers.AddTier(tier_);
+  const auto committed = Put(absl::Milliseconds(300));
+  ASSERT_TRUE(committed.ok()) << committed.status();
+  EXPECT_EQ(committed->durability(), v1::DURABILITY_MEMORY);
+  EXPECT_TRUE(service_.core().tiers.Drain(Soon()));
+  const absl::Time limit = Soon();
+  while (Exists() && absl::Now() < limit) absl::SleepFor(absl::Milliseconds(10));
+  EXPECT_FALSE(Exists());
+  // For ever, in memory and in the tier.
+  ASSERT_TRUE(PutSequence(service_.client(), MakePutHeader(ns_, sequence_), sequence_).ok());
+  EXPECT_TRUE(service_.core().tiers.Drain(Soon()));
+  while (service_.core().store.Evict(int64_t{1} << 40) > 0) continue;
+  EXPECT_TRUE(Exists());
+}
+
+TEST_F(TtlTest, OutOfBoundsItIsRefusedByName) {
+  EXPECT_TRUE(Put(absl::Minutes(10)).ok());
+  for (const absl::Duration wrong :
+       {absl::ZeroDuration(), -absl::Seconds(1), absl::Minutes(10) + absl::Nanoseconds(1)}) {
+    const absl::Status refused = Put(wrong).status();
+    EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument) << wrong;
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("ttl")) << wrong;
+  }
+  const absl::Status durable = Put(absl::Minutes(1), v1::DURABILITY_DISK).status();
+  EXPECT_EQ(durable.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(durable.message()), HasSubstr("durability must be MEMORY"));
+}
+
+}  // namespace
+}  // namespace fourierkv
