@@ -166,45 +166,52 @@ __global__ void SiluMulKernel(const uint4* gate_up, int rows, int eights, uint4*
   out[index] = Pack(gate);
 }
 
-// The largest of some logits, the first of them, and the sum of exp(logit - max).
-struct Softmax {
-  float max;
+// The larger logit of two, of equal ones the first.
+struct Candidate {
+  float logit;
   int token;
-  float sum;
 };
 
-__device__ Softmax Merge(const Softmax& a, const Softmax& b) {
-  if (b.sum == 0) return a;  // of no logits
-  if (a.sum == 0) return b;
-  const bool second = b.max > a.max || (b.max == a.max && b.token < a.token);
-  const Softmax& large = second ? b : a;
-  const Softmax& small = second ? a : b;
-  return {large.max, large.token, large.sum + small.sum * __expf(small.max - large.max)};
+__device__ Candidate Better(const Candidate& a, const Candidate& b) {
+  return b.logit > a.logit || (b.logit == a.logit && b.token < a.token) ? b : a;
 }
 
+constexpr int kChoiceThreads = 1024;
+
 __global__ void ChooseTokensKernel(const float* logits, int vocab, TokenChoice* choices) {
+  __shared__ Candidate best_of_warp[32];
+  __shared__ float sum_of_warp[32];
   LetDependentsStart();
   WaitForPrerequisites();
-  __shared__ Softmax partial[32];
   const float* row = logits + blockIdx.x * int64_t{vocab};
-  Softmax best = {0, 0, 0};
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  Candidate best = {-INFINITY, vocab};
   bool finite = true;
-  for (int i = threadIdx.x; i < vocab; i += blockDim.x) {
-    finite = finite && isfinite(row[i]);
-    best = Merge(best, {row[i], i, 1});
+#pragma unroll 4
+  for (int i = threadIdx.x; i < vocab; i += kChoiceThreads) {
+    const float logit = row[i];
+    finite = finite && isfinite(logit);
+    if (logit > best.logit) best = {logit, i};
   }
 #pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) {
-    const Softmax other = {__shfl_xor_sync(0xffffffffu, best.max, lane),
-                           __shfl_xor_sync(0xffffffffu, best.token, lane),
-                           __shfl_xor_sync(0xffffffffu, best.sum, lane)};
-    best = Merge(best, other);
+  for (int other = 16; other > 0; other /= 2) {
+    best = Better(best, {__shfl_xor_sync(0xffffffffu, best.logit, other),
+                         __shfl_xor_sync(0xffffffffu, best.token, other)});
   }
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = best;
+  if (lane == 0) best_of_warp[warp] = best;
   finite = __syncthreads_and(finite);
+  for (const Candidate& other : best_of_warp) best = Better(best, other);
+  float sum = 0;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < vocab; i += kChoiceThreads) sum += __expf(row[i] - best.logit);
+#pragma unroll
+  for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
+  if (lane == 0) sum_of_warp[warp] = sum;
+  __syncthreads();
   if (threadIdx.x > 0) return;
-  for (int w = 1; w < blockDim.x / 32; ++w) best = Merge(best, partial[w]);
-  choices[blockIdx.x] = {finite ? best.token : -1, finite ? -logf(best.sum) : 0.0f};
+  sum = 0;
+  for (const float part : sum_of_warp) sum += part;
+  choices[blockIdx.x] = {finite ? best.token : -1, finite ? -logf(sum) : 0.0f};
 }
 
 unsigned Blocks(int64_t threads) { return static_cast<unsigned>((threads - 1) / kThreads + 1); }
@@ -266,7 +273,8 @@ cudaError_t LaunchChooseTokens(const float* logits, int32_t rows, int32_t vocab,
       vocab > kMaxSize) {
     return cudaErrorInvalidValue;
   }
-  return LaunchDependent(ChooseTokensKernel, rows, 1024, 0, stream, logits, vocab, choices);
+  return LaunchDependent(ChooseTokensKernel, rows, kChoiceThreads, 0, stream, logits, vocab,
+                         choices);
 }
 
 }  // namespace fourierkv::kernels

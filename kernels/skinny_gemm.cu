@@ -8,13 +8,14 @@ namespace {
 
 // A block computes groups of 16 or 32 outputs for all rows. Its warps share the sums: step i of
 // warp w is 32 elements at (i * kWarps + w) * 32, read by its lanes straight into the operands of
-// tensor cores, kDepth steps ahead, across groups. Within a step elements are permuted alike in
+// tensor cores, some steps ahead, across groups. Within a step elements are permuted alike in
 // both operands, so that a lane's 16 bytes of a row are parts of operands of two products.
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kStep = 32;
-constexpr int kDepth = 8;
-constexpr int kMultiple = kStep * kWarps * kDepth;  // of `in`
+constexpr int kDepthOfOne = 8;                           // with one tile of 16 in a group
+constexpr int kDepthOfTwo = 4;                           // as registers allow
+constexpr int kMultiple = kStep * kWarps * kDepthOfOne;  // of `in`
 
 __device__ __forceinline__ uint4 LoadOnce(const uint16_t* from) {
   uint4 value;
@@ -63,6 +64,7 @@ __global__ __launch_bounds__(kThreads, 1) void SkinnyGemmKernel(SkinnyGemmParams
   };
   const int64_t offset = warp * kStep + lane % 4 * 8;
 
+  constexpr int kDepth = kTiles == 1 ? kDepthOfOne : kDepthOfTwo;
   uint4 w[kDepth][kTiles][2];
   int ahead_group = blockIdx.x, ahead_step = 0;  // what is loaded next
   const auto load_ahead = [&](uint4(&to)[kTiles][2]) {
@@ -89,34 +91,35 @@ __global__ __launch_bounds__(kThreads, 1) void SkinnyGemmKernel(SkinnyGemmParams
     const int row = n * 8 + lane / 4;
     x[n] = params.x + int64_t{row < params.rows ? row : params.rows - 1} * in + offset;
   }
-  WaitForPrerequisites();
-  uint4 operand[2][kRowTiles];
+  uint4 operand[kDepth][kRowTiles];
+  const auto load_rows = [&](uint4(&to)[kRowTiles], int step) {
 #pragma unroll
-  for (int n = 0; n < kRowTiles; ++n) operand[0][n] = Load(x[n]);
+    for (int n = 0; n < kRowTiles; ++n) to[n] = Load(x[n] + int64_t{step} * (kStep * kWarps));
+  };
+  WaitForPrerequisites();
+#pragma unroll
+  for (int d = 0; d < kDepth; ++d) load_rows(operand[d], d);
 
   for (int group = blockIdx.x; group < groups; group += gridDim.x) {
     float sums[kTiles][kRowTiles][4] = {};
     for (int step = 0; step < steps; step += kDepth) {
 #pragma unroll
       for (int d = 0; d < kDepth; ++d) {
-        // The next step's rows; behind the last come those of the next group's first.
-        const int next = step + d + 1 == steps ? 0 : step + d + 1;
-#pragma unroll
-        for (int n = 0; n < kRowTiles; ++n) {
-          operand[(d + 1) % 2][n] = Load(x[n] + int64_t{next} * (kStep * kWarps));
-        }
 #pragma unroll
         for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
           for (int n = 0; n < kRowTiles; ++n) {
             const uint4& a = w[d][m][0];
             const uint4& b = w[d][m][1];
-            const uint4& c = operand[d % 2][n];
+            const uint4& c = operand[d][n];
             MultiplyAdd(sums[m][n], a.x, b.x, a.y, b.y, c.x, c.y);
             MultiplyAdd(sums[m][n], a.z, b.z, a.w, b.w, c.z, c.w);
           }
         }
         load_ahead(w[d]);
+        // Behind the group's last step come the same rows again.
+        const int ahead = step + d + kDepth;
+        load_rows(operand[d], ahead < steps ? ahead : ahead - steps);
       }
     }
 
@@ -168,19 +171,26 @@ int TilesOfGroup(int64_t tiles, int64_t blocks) {
   return with_two <= with_one + (with_one >= 16 ? 1 : 0) ? 2 : 1;
 }
 
+template <int kRowTiles, int kTiles, SkinnyGemmOutput kOutput>
+cudaError_t LaunchGroups(const SkinnyGemmParams& params, int64_t groups, int multiprocessors,
+                         cudaStream_t stream) {
+  const auto kernel = SkinnyGemmKernel<kRowTiles, kTiles, kOutput>;
+  // The rows are read for every group: as many of them as can be shall stay in the first cache.
+  const cudaError_t status = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxL1);
+  if (status != cudaSuccess) return status;
+  const auto grid = static_cast<unsigned>(groups < multiprocessors ? groups : multiprocessors);
+  return LaunchDependent(kernel, grid, kThreads, 0, stream, params);
+}
+
 template <int kRowTiles, SkinnyGemmOutput kOutput>
 cudaError_t Launch(const SkinnyGemmParams& params, int multiprocessors, cudaStream_t stream) {
   const int64_t tiles = params.out / 16;
   if (kOutput == SkinnyGemmOutput::kSiluMul || TilesOfGroup(tiles, multiprocessors) == 2) {
-    const int64_t groups = (tiles + 1) / 2;
-    const auto grid = static_cast<unsigned>(groups < multiprocessors ? groups : multiprocessors);
-    return LaunchDependent(SkinnyGemmKernel<kRowTiles, 2, kOutput>, grid, kThreads, 0, stream,
-                           params);
+    return LaunchGroups<kRowTiles, 2, kOutput>(params, (tiles + 1) / 2, multiprocessors, stream);
   }
   if constexpr (kOutput != SkinnyGemmOutput::kSiluMul) {
-    const auto grid = static_cast<unsigned>(tiles < multiprocessors ? tiles : multiprocessors);
-    return LaunchDependent(SkinnyGemmKernel<kRowTiles, 1, kOutput>, grid, kThreads, 0, stream,
-                           params);
+    return LaunchGroups<kRowTiles, 1, kOutput>(params, tiles, multiprocessors, stream);
   }
   return cudaErrorInvalidValue;
 }
