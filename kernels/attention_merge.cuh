@@ -57,64 +57,75 @@ __device__ __forceinline__ void DescribePiece(const WorkLine& line, int64_t tota
   task->own_record[kind] = PartialOf(line, total, piece, first);
 }
 
+inline constexpr int kItemsAtOnce = 4;  // of a lane
+
 // Bytes of shared memory that MergeGroup needs.
 __host__ __device__ inline int64_t MergeSharedBytes(int parts, int head_dim) {
-  return 4 * (8 * static_cast<int64_t>(parts) + kAttentionThreads + 16 + 16 * head_dim);
+  return 16 * kAttentionThreads * kItemsAtOnce +
+         4 * (16 * static_cast<int64_t>(parts) + kAttentionThreads + 16 + 16 * head_dim);
 }
 
-// Sums outputs of all parts of a kind into sums[head][channel], in an order that does not vary.
+// Sums outputs of all parts of a kind into sums[head][channel], in an order that does not vary:
+// every warp takes every fourth part.
 __device__ __forceinline__ void SumRecords(const MergeTask& task, int kind, const float* weights,
-                                           float* sums) {
-  constexpr int kGroup = 4;  // float4 of a lane at a time
+                                           float4* scratch, float* sums) {
   const int items = task.chunks[kind] << task.log_lanes;
   const int log_columns = task.log_lanes - 3;
   const int warp = threadIdx.x >> 5;
   const int lane = threadIdx.x & 31;
-  for (int base = 0; base < items; base += 32 * kGroup) {
-    float4 acc[kGroup];
-    int place[kGroup];
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-      const int item = base + 32 * i + lane;
-      place[i] = item < items ? item : -1;
-      acc[i] = {0, 0, 0, 0};
-    }
-#pragma unroll 4
+  const int head = 2 * (lane & ((1 << log_columns) - 1));
+  if (task.parts[kind] == 0) return;
+#pragma unroll 1
+  for (int base = 0; base < items; base += 32 * kItemsAtOnce) {
+    float4 acc[kItemsAtOnce] = {};
+#pragma unroll 2
     for (int part = warp; part < task.parts[kind]; part += kAttentionWarps) {
       const auto* outputs = reinterpret_cast<const float4*>(task.Record(kind, part) + 16);
-      const float* weight = weights + 8 * part;
+      const float2 w = *reinterpret_cast<const float2*>(weights + 8 * part + head);
+      float4 o[kItemsAtOnce];
 #pragma unroll
-      for (int i = 0; i < kGroup; ++i) {
-        if (place[i] < 0) continue;
-        const float4 o = __ldcg(outputs + place[i]);
-        const float2 w =
-            *reinterpret_cast<const float2*>(weight + 2 * (lane & ((1 << log_columns) - 1)));
-        acc[i].x = fmaf(o.x, w.x, acc[i].x);
-        acc[i].y = fmaf(o.y, w.y, acc[i].y);
-        acc[i].z = fmaf(o.z, w.x, acc[i].z);
-        acc[i].w = fmaf(o.w, w.y, acc[i].w);
+      for (int i = 0; i < kItemsAtOnce; ++i) {
+        // Beyond the last item: any that is there.
+        o[i] = __ldcg(outputs + min(base + 32 * i + lane, items - 1));
+      }
+#pragma unroll
+      for (int i = 0; i < kItemsAtOnce; ++i) {
+        acc[i].x = fmaf(o[i].x, w.x, acc[i].x);
+        acc[i].y = fmaf(o[i].y, w.y, acc[i].y);
+        acc[i].z = fmaf(o[i].z, w.x, acc[i].z);
+        acc[i].w = fmaf(o[i].w, w.y, acc[i].w);
       }
     }
-    for (int turn = 0; turn < kAttentionWarps; ++turn) {
-      if (turn == warp) {
 #pragma unroll
-        for (int i = 0; i < kGroup; ++i) {
-          if (place[i] < 0) continue;
-          const int chunk = place[i] >> task.log_lanes;
-          const int r = (place[i] >> log_columns) & 7;
-          const int head = 2 * (lane & ((1 << log_columns) - 1));
-#pragma unroll
-          for (int row = 0; row < 2; ++row) {
-            const int channel = kind == 0 ? __ldg(task.channels + 16 * chunk + r + 8 * row)
-                                          : 64 * (chunk >> 2) + 8 * r + 2 * (chunk & 3) + row;
-            if (channel < 0 || channel >= task.head_dim) continue;
-            sums[head * task.head_dim + channel] += row == 0 ? acc[i].x : acc[i].z;
-            sums[(head + 1) * task.head_dim + channel] += row == 0 ? acc[i].y : acc[i].w;
-          }
-        }
-      }
-      __syncthreads();
+    for (int i = 0; i < kItemsAtOnce; ++i) {
+      scratch[(warp * kItemsAtOnce + i) * 32 + lane] = acc[i];
     }
+    __syncthreads();
+    // Warp i adds up items i of all warps.
+    static_assert(kItemsAtOnce == kAttentionWarps);
+    const int item = base + threadIdx.x;
+    if (item < items) {
+      float4 all = {0, 0, 0, 0};
+#pragma unroll
+      for (int w = 0; w < kAttentionWarps; ++w) {
+        const float4 o = scratch[w * kItemsAtOnce * 32 + threadIdx.x];
+        all.x += o.x;
+        all.y += o.y;
+        all.z += o.z;
+        all.w += o.w;
+      }
+      const int chunk = item >> task.log_lanes;
+      const int r = (item >> log_columns) & 7;
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const int channel = kind == 0 ? __ldg(task.channels + 16 * chunk + r + 8 * row)
+                                      : 64 * (chunk >> 2) + 8 * r + 2 * (chunk & 3) + row;
+        if (channel < 0 || channel >= task.head_dim) continue;
+        sums[head * task.head_dim + channel] = row == 0 ? all.x : all.z;
+        sums[(head + 1) * task.head_dim + channel] = row == 0 ? all.y : all.w;
+      }
+    }
+    __syncthreads();
   }
 }
 
@@ -125,10 +136,11 @@ __device__ __forceinline__ void MergeGroup(const MergeTask& task, float* shared,
                                            WriteLse write_lse) {
   const int parts = task.parts[0] + task.parts[1];
   const int d = task.head_dim;
-  float* const weights = shared;               // [parts][8]
-  float* const scratch = weights + 8 * parts;  // [threads]
-  float* const maxima = scratch + kAttentionThreads;
-  float* const totals = maxima + 8;
+  auto* const items = reinterpret_cast<float4*>(shared);
+  float* const weights = shared + 4 * kAttentionThreads * kItemsAtOnce;  // [parts][8]: maxima first
+  float* const part_sums = weights + 8 * parts;                          // [parts][8]
+  float* const scratch = part_sums + 8 * parts;                          // [threads]
+  float* const totals = scratch + kAttentionThreads;
   float* const compact = totals + 8;  // [8][d]
   float* const exact = compact + 8 * d;
   const auto record = [&](int part) {
@@ -136,24 +148,24 @@ __device__ __forceinline__ void MergeGroup(const MergeTask& task, float* shared,
   };
   const int tid = threadIdx.x;
   float largest = kNoScore;
+#pragma unroll 2
   for (int i = tid; i < 8 * parts; i += kAttentionThreads) {  // a thread stays with one head
-    const float own = __ldcg(record(i >> 3) + (i & 7));
-    weights[i] = own;
-    largest = fmaxf(largest, own);
+    const float* own = record(i >> 3) + (i & 7);
+    weights[i] = __ldcg(own);
+    part_sums[i] = __ldcg(own + 8);
+    largest = fmaxf(largest, weights[i]);
   }
   scratch[tid] = largest;
   for (int i = tid; i < 16 * d; i += kAttentionThreads) compact[i] = 0;
   __syncthreads();
-  if (tid < 8) {
-    float all = kNoScore;
-    for (int i = tid; i < kAttentionThreads; i += 8) all = fmaxf(all, scratch[i]);
-    maxima[tid] = all;
-  }
+  largest = kNoScore;
+#pragma unroll
+  for (int i = 0; i < kAttentionThreads; i += 8) largest = fmaxf(largest, scratch[i + (tid & 7)]);
   __syncthreads();
   float total = 0;
   for (int i = tid; i < 8 * parts; i += kAttentionThreads) {
-    weights[i] = Exp2(weights[i] - maxima[i & 7]);
-    total += weights[i] * __ldcg(record(i >> 3) + 8 + (i & 7));
+    weights[i] = Exp2(weights[i] - largest);
+    total += weights[i] * part_sums[i];
   }
   scratch[tid] = total;
   __syncthreads();
@@ -161,10 +173,10 @@ __device__ __forceinline__ void MergeGroup(const MergeTask& task, float* shared,
     float all = 0;
     for (int i = tid; i < kAttentionThreads; i += 8) all += scratch[i];
     totals[tid] = all;
-    if (tid < task.heads) write_lse(tid, (maxima[tid] + log2f(all)) * 0.6931471805599453f);
+    if (tid < task.heads) write_lse(tid, (largest + log2f(all)) * 0.6931471805599453f);
   }
-  SumRecords(task, 0, weights, compact);
-  SumRecords(task, 1, weights + 8 * task.parts[0], exact);
+  SumRecords(task, 0, weights, items, compact);
+  SumRecords(task, 1, weights + 8 * task.parts[0], items, exact);
   __syncthreads();
   for (int channel = tid; channel < d; channel += kAttentionThreads) {
     float out[8];

@@ -1,7 +1,9 @@
 #include "kernels/attention_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "kernels/attention_program.h"
@@ -11,6 +13,7 @@ namespace fourierkv::kernels {
 namespace {
 
 constexpr int kMaxBands = 16;
+constexpr double kPi = 3.14159265358979323846;
 constexpr int kSmallSlack = 16;  // loads of words may reach behind the last byte
 
 int64_t AlignUp(int64_t x) { return (x + 15) / 16 * 16; }
@@ -239,6 +242,77 @@ class BasisTables {
   const int blocks_;
 };
 
+// The first 8 columns of a sinusoidal basis by phases: column m of token t = 32 k + q is
+// cos(32 k w) C(q) - sin(32 k w) S(q), where C and S are the column and its quadrature over the
+// first 32 tokens. With their values, the basis needs a sixteenth of the table
+// (attention_uniform.cuh).
+struct Phases {
+  double frequency = 0;  // w, radians per token
+  double c[32] = {};
+  double s[32] = {};
+};
+
+// Column m, whose quadrature follows from its own values at t and t + 128, t + 32: any basis of
+// cosines and sines, as long as w is known.
+Phases PhasesOf(const PartView& part, int m) {
+  Phases phases;
+  if (m >= part.columns) return phases;
+  const float* column = part.basis + static_cast<int64_t>(m) * part.segment_tokens;
+  const int s = part.segment_tokens;
+  phases.frequency = part.sinusoids == 1 ? kPi * m / s : 2 * kPi * ((m + 1) / 2) / s;
+  for (int q = 0; q < 32; ++q) {
+    phases.c[q] = column[q];
+    const double w = phases.frequency * (part.sinusoids == 1 ? q + 0.5 : q);
+    const double size = std::sqrt((m == 0 ? 1.0 : 2.0) / s);
+    // d/dt of the column, over -w: sin for a cosine, -cos for a sine.
+    const bool sine = part.sinusoids == 2 && m > 0 && m % 2 == 0;
+    phases.s[q] = size * (sine ? -std::cos(w) : std::sin(w));
+  }
+  return phases;
+}
+
+// [b][lane][4 registers]: A operands; rows 0-7 are C of column r, rows 8-15 S; columns are tokens
+// (q, k), (q, k + 4) of q = 8 c + b, then of q = 8 c + 4 + b, turned by 128 tokens for k + 4.
+// Column 0 is 1, for the softmax's sum. Then f32 [r][4 k][2]: cosine and sine of 32 k w, times 16
+// if k is odd.
+std::vector<uint32_t> PhaseTable(const PartView& part) {
+  std::vector<Phases> columns;
+  for (int m = 0; m < 8; ++m) columns.push_back(PhasesOf(part, m));
+  std::fill(std::begin(columns[0].c), std::end(columns[0].c), 1.0);
+  std::fill(std::begin(columns[0].s), std::end(columns[0].s), 0.0);
+  columns[0].frequency = 0;
+  std::vector<uint32_t> table;
+  for (int b = 0; b < 4; ++b) {
+    for (int lane = 0; lane < 32; ++lane) {
+      const Phases& own = columns[lane / 4];
+      const double turn_c = std::cos(128 * own.frequency), turn_s = std::sin(128 * own.frequency);
+      for (int next = 0; next < 2; ++next) {
+        const int q = 8 * (lane % 4) + 4 * next + b;
+        const double c = own.c[q], s = own.s[q];
+        const auto pair = [](double x, double y) {
+          return HalfBits(static_cast<float>(x)) |
+                 static_cast<uint32_t>(HalfBits(static_cast<float>(y))) << 16;
+        };
+        table.push_back(pair(c, turn_c * c - turn_s * s));
+        table.push_back(pair(s, turn_s * c + turn_c * s));
+      }
+    }
+  }
+  for (const Phases& own : columns) {
+    for (int k = 0; k < 4; ++k) {
+      const double factor = k % 2 == 1 ? 16 : 1;
+      for (const double x :
+           {factor * std::cos(32 * k * own.frequency), factor * std::sin(32 * k * own.frequency)}) {
+        const auto value = static_cast<float>(x);
+        uint32_t bits;
+        std::memcpy(&bits, &value, sizeof(bits));
+        table.push_back(bits);
+      }
+    }
+  }
+  return table;
+}
+
 std::string CheckPart(const PartView& part) {
   if (part.kv_heads < 1 || part.kv_heads > 256) return "kv_heads must be from 1 to 256";
   if (part.head_dim < 8 || part.head_dim > kMaxHeadDim || part.head_dim % 8 != 0) {
@@ -407,7 +481,7 @@ std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector
   const std::vector<uint32_t> weights = tables.Weights();
   view->v_basis = static_cast<int32_t>(Append(buffer, weights.data(), weights.size()));
 
-  if (uniform && view->basis_blocks == 0) {
+  if (uniform && view->basis_blocks == 0 && basis.sinusoids != 0) {
     view->uniform_bits = uniform_bits == 8 ? 8 : 4;
     // Rows are found by address bits.
     const int row_bytes = kUnitTokens * view->uniform_bits / 8;
@@ -417,6 +491,11 @@ std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector
     view->v_uniform_bytes = view->v_data + residents[1] * row_bytes;
     // What would leave too few warps on a multiprocessor goes step by step.
     if (view->k_uniform_bytes + view->v_uniform_bytes > 24 * 1024) view->uniform_bits = 0;
+  }
+
+  if (view->uniform_bits != 0) {
+    const std::vector<uint32_t> phases = PhaseTable(basis);
+    view->v_phases = static_cast<int32_t>(Append(buffer, phases.data(), phases.size()));
   }
 
   // Bytes decide what a unit costs, but it has a floor: 1,400 instructions.

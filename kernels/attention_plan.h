@@ -34,6 +34,7 @@ struct AttentionPlanView {
   int32_t v_data;
   int32_t k_uniform_bytes;  // of this memory
   int32_t v_uniform_bytes;
+  int32_t v_phases;   // offset of uniform heads' basis for weights (attention_uniform.cuh)
   int32_t k_rotated;  // 1: some head's K is rotated; queries are then rotated by a launch of
                       // their own
   int32_t v_rotated;

@@ -308,12 +308,10 @@ __device__ __forceinline__ void ScoreWords(ScoreTiles& acc, const uint8_t* slot,
                                            uint32_t b0, uint32_t b1) {
   constexpr uint32_t kEven = kBits == 2 ? 0x00030003u : 0x000f000fu;
   constexpr uint32_t kOdd = kEven << 4;
-  const int r = lane >> 2;
-  const int c = lane & 3;
   uint4 words[4];
 #pragma unroll
   for (int x = 0; x < 4; ++x) {
-    words[x] = LoadNibbles<false, kBits>(slot, shape, c + 4 * x, 8 * unit + r);
+    words[x] = LoadNibbles<false, kBits>(slot, shape, (lane & 3) + 4 * x, 8 * unit + (lane >> 2));
   }
 #pragma unroll
   for (int b = 0; b < 4; ++b) {

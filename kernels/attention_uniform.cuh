@@ -240,16 +240,49 @@ __device__ __forceinline__ void CoefficientOutputs(const uint8_t* memory, const 
   }
 }
 
+// basis^T p of 8 columns as a B operand, and the unit's sum, which it adds to the softmax's. Tokens
+// t = 32 k + q: first sums over q and, turned by 128 tokens, over k and k + 4, of cosine and
+// quadrature, with one operand for all k; then these are turned by 32 k tokens, in float.
+__device__ __forceinline__ uint32_t PhaseWeights(const WeightTiles& weights, const uint8_t* phases,
+                                                 float constant, int lane, Softmax& softmax,
+                                                 float (&sum)[2]) {
+  const int r = lane >> 2;
+  const auto* table = reinterpret_cast<const uint4*>(phases) + lane;
+  float u[4][4] = {};  // [k]: cosine, then quadrature, of heads 2 c, 2 c + 1
+#pragma unroll
+  for (int b = 0; b < 4; ++b) {
+    const uint4 a = __ldg(table + 32 * b);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      MmaF16(u[k], a.x, a.y, a.z, a.w, weights[4 * b + k][0], weights[4 * b + k][1]);
+    }
+  }
+  const auto* turns = reinterpret_cast<const float4*>(phases + 2048) + 2 * r;
+  const float4 first = __ldg(turns);
+  const float4 last = __ldg(turns + 1);
+  float w[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    w[i] = fmaf(u[0][i], first.x, -u[0][2 + i] * first.y);
+    w[i] = fmaf(u[1][i], first.z, fmaf(-u[1][2 + i], first.w, w[i]));
+    w[i] = fmaf(u[2][i], last.x, fmaf(-u[2][2 + i], last.y, w[i]));
+    w[i] = fmaf(u[3][i], last.z, fmaf(-u[3][2 + i], last.w, w[i]));
+    sum[i] = __shfl_sync(~0u, w[i], lane & 3);
+    softmax.sum[i] += sum[i];
+  }
+  const float own = r == 0 ? constant : 1.0f;
+  return Transpose8x8(PackF16(w[0] * own, w[1] * own));
+}
+
 template <int kBits>
 __device__ __forceinline__ void AddUniformOutputs(const uint8_t* memory, int data,
                                                   const UniformPart& part, float constant,
-                                                  const uint8_t* basis, const WeightTiles& weights,
+                                                  const uint8_t* phases, const WeightTiles& weights,
                                                   Softmax& softmax, const float (&keep)[2],
                                                   const Outputs& outputs, int lane) {
   float sum[2];
-  const BasisWeights<0> basis_weights(weights, basis, 1, constant, lane, softmax, sum);
+  uint32_t own = PhaseWeights(weights, phases, constant, lane, softmax, sum);
   // Weights of coefficients that are not there are zero, whatever bytes stand for them.
-  uint32_t own = basis_weights.f16[0][0];
   const int m = 2 * (lane & 3);
   if (m + 1 >= part.coefficients) own = m < part.coefficients ? own & 0xffffu : 0u;
   int i = 0;

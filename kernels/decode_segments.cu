@@ -13,26 +13,6 @@ namespace fourierkv::kernels {
 namespace codec {
 namespace {
 
-template <class Shape>
-__device__ __forceinline__ void CopyOut(const Shape& shape, const uint8_t* tile, int channels,
-                                        int stride, uint16_t* to) {
-  const int pieces = channels / 8;
-  int t = static_cast<int>(threadIdx.x) / pieces;
-  int c = static_cast<int>(threadIdx.x) % pieces;
-  const int rows_on = kThreads / pieces;
-  const int pieces_on = kThreads % pieces;
-  while (t < shape.tokens()) {
-    *reinterpret_cast<uint4*>(to + static_cast<int64_t>(t) * stride + 8 * c) =
-        *reinterpret_cast<const uint4*>(tile + shape.Row(t) + 16 * c);
-    t += rows_on;
-    c += pieces_on;
-    if (c >= pieces) {
-      c -= pieces;
-      ++t;
-    }
-  }
-}
-
 struct DecodeState {
   SliceBands slice;
   uint16_t ids[SliceChannels(0)];  // of the slice's channels, in the order of the bands
@@ -69,10 +49,16 @@ __device__ __forceinline__ void DecodeSlice(const PartView& part, const Shape& s
     for (int first = 0; first < channels; first += 8 * kTilesAtOnce) {
       const uint32_t spectral = slice.spectral >> first / 8 & ((1u << kTilesAtOnce) - 1);
       if (spectral == 0) continue;
+      const bool all = channels - first >= 8 * kTilesAtOnce;
       for (int token = 0; token < tokens; token += 16) {
         if (turn++ % kWarps != warp) continue;
-        DecodeSpectral<kType>(shape, part, coefficients, slice.groups, spectral, token, first,
-                              tile);
+        if (all) {  // without branches, making what is not needed costs less than not making it
+          DecodeSpectral<true, kType>(shape, part, coefficients, slice.groups, spectral, token,
+                                      first, tile);
+        } else {
+          DecodeSpectral<false, kType>(shape, part, coefficients, slice.groups, spectral, token,
+                                       first, tile);
+        }
       }
     }
   }
@@ -131,8 +117,10 @@ __global__ __launch_bounds__(kThreads, 3) void DecodeKernel(DecodeSegmentsParams
     }
     Prefetch(part, state.slice, next_payload);
     DecodeSlice<kType>(part, shape, state, channels, payload, coefficients, tile);
-    CopyOut(shape, tile, channels, part.head_dim,
-            params.dense[segment] + head * params.head_stride + begin);
+    uint16_t* const out = params.dense[segment] + head * params.head_stride + begin;
+    ForEachPiece(shape, part.head_dim, shape.tokens(), channels, [tile, out](int place, int at) {
+      *reinterpret_cast<uint4*>(out + at) = *reinterpret_cast<const uint4*>(tile + place);
+    });
     __syncthreads();
   }
 }

@@ -64,20 +64,29 @@ __device__ __forceinline__ void LoadCoefficients(const SliceBands& slice, const 
 __device__ __forceinline__ void LoadBasis(const PartView& part, int token, int group,
                                           SplitPair<ElementType::kBf16> (&rows)[2]) {
   const int lane = threadIdx.x % 32;
-  const int t = token + lane / 4;
   const int m = 8 * group + 2 * (lane % 4);
-  const auto value = [&part](int column, int row) {
-    return column < part.columns ? __ldg(part.basis + column * part.segment_tokens + row) : 0.0f;
-  };
-  rows[0] = {value(m, t), value(m + 1, t)};
-  rows[1] = {value(m, t + 8), value(m + 1, t + 8)};
+  const float* const even = part.basis + m * part.segment_tokens + token + lane / 4;
+  const float* const odd = even + part.segment_tokens;
+  float2 near = {0, 0};
+  float2 far = {0, 0};
+  if (m < part.columns) {
+    near.x = __ldg(even);
+    far.x = __ldg(even + 8);
+  }
+  if (m + 1 < part.columns) {
+    near.y = __ldg(odd);
+    far.y = __ldg(odd + 8);
+  }
+  rows[0] = {near.x, near.y};
+  rows[1] = {far.x, far.y};
 }
 
 constexpr int kTilesAtOnce = 8;  // of 8 channels
 
-// Tokens [token, token + 16) of channels [from, from + 64) of a slice to a tile, as far as bits of
-// `spectral` say that a group of 8 has any. By one warp.
-template <ElementType kType, class Shape>
+// Tokens [token, token + 16) of channels [first, first + 64) of a slice to a tile: with kAll of all
+// of them, which must exist; else as far as bits of `spectral` say that a group of 8 has any that
+// is spectral. By one warp.
+template <bool kAll, ElementType kType, class Shape>
 __device__ __forceinline__ void DecodeSpectral(const Shape& shape, const PartView& part,
                                                const SliceCoefficients& from, int groups,
                                                uint32_t spectral, int token, int first,
@@ -90,7 +99,7 @@ __device__ __forceinline__ void DecodeSpectral(const Shape& shape, const PartVie
     LoadBasis(part, token, g, basis);
 #pragma unroll
     for (int n = 0; n < kTilesAtOnce; ++n) {
-      if ((spectral >> n & 1u) == 0) continue;
+      if (!kAll && (spectral >> n & 1u) == 0) continue;
       // Both halves of the inner dimension are the same coefficients, with other terms of the
       // basis.
       const uint32_t b = *reinterpret_cast<const uint32_t*>(c + 8 * n * from.row + 8 * g);
@@ -102,7 +111,7 @@ __device__ __forceinline__ void DecodeSpectral(const Shape& shape, const PartVie
   uint8_t* const lower = upper + shape.Row(8);
 #pragma unroll
   for (int n = 0; n < kTilesAtOnce; ++n) {
-    if ((spectral >> n & 1u) == 0) continue;
+    if (!kAll && (spectral >> n & 1u) == 0) continue;
     const float2 scale =
         *reinterpret_cast<const float2*>(from.scale + first + 8 * n + 2 * (lane % 4));
     *reinterpret_cast<uint32_t*>(upper + 16 * n) =

@@ -76,11 +76,9 @@ constexpr uint32_t kRounderBits = 0x4b400000u;
 template <int kBits>
 struct Grid {
   static constexpr int kLevels = (1 << kBits) - 1;
-  // Trimmed grids clip, so that errors of more than half a step are no sign of a wrong integer.
   static constexpr bool kClips = GridTrimCount(kBits) > 1;
 
   float offset, scale, reciprocal;
-  float half;  // half a step
   uint16_t offset_bits, scale_bits;
 
   // Over [low, high], less a fraction of it at both ends.
@@ -91,27 +89,17 @@ struct Grid {
     scale_bits = QuotientToBf16Up<kLevels>(__dsub_rn(__dsub_rn(high, cut), offset));
     scale = Bf16ToFloat(scale_bits);
     reciprocal = scale > 0 ? fminf(1.0f / scale, FLT_MAX) : 0.0f;
-    half = scale > 0 ? 0.5f * scale : FLT_MAX;
   }
 
-  // kRounder plus the integer of x, and the error x - x^. Off by one where a quotient is a tie
-  // within float rounding; |error| >= half tells.
+  // kRounder plus the integer of x, and the error x - x^. Ties take the even integer: quotients are
+  // correctly rounded.
   __device__ __forceinline__ float Quantise(float x, float* error) const {
     const float shifted = x - offset;
-    float t = fmaf(shifted, reciprocal, kRounder);
+    float quotient = shifted * reciprocal;
+    quotient = fmaf(fmaf(-quotient, scale, shifted), reciprocal, quotient);
+    float t = quotient + kRounder;
     if (kClips) t = fminf(fmaxf(t, kRounder), kRounder + kLevels);
     *error = fmaf(kRounder - t, scale, shifted);
-    return t;
-  }
-
-  // The same without exception: ties take the even integer.
-  __device__ __forceinline__ float QuantiseExactly(float x, float* error) const {
-    float t = Quantise(x, error);
-    const float distance = fabsf(*error);
-    if (distance > half || (distance == half && (__float_as_uint(t) & 1u) != 0)) {
-      t = fminf(fmaxf(t + copysignf(1.0f, *error), kRounder), kRounder + kLevels);
-      *error = fmaf(kRounder - t, scale, x - offset);
-    }
     return t;
   }
 };
@@ -137,28 +125,11 @@ __device__ constexpr uint32_t RounderBitsInWord() {
 template <int kBits, int kStep>
 __device__ __forceinline__ uint32_t MakeWord(const Grid<kBits>& grid, const float (&x)[32],
                                              int first, float* squares) {
-  constexpr int kCount = 32 / kBits;
   uint32_t word = 0;
-  if constexpr (!Grid<kBits>::kClips) {
-    float worst = 0;
-    float sum = *squares;
 #pragma unroll
-    for (int k = kCount - 1; k >= 0; --k) {
-      float error;
-      word = (word << kBits) + __float_as_uint(grid.Quantise(x[first + k * kStep], &error));
-      worst = fmaxf(worst, fabsf(error));
-      sum = fmaf(error, error, sum);
-    }
-    if (worst < grid.half) {
-      *squares = sum;
-      return word - RounderBitsInWord<kBits>();
-    }
-    word = 0;
-  }
-#pragma unroll
-  for (int k = kCount - 1; k >= 0; --k) {
+  for (int k = 32 / kBits - 1; k >= 0; --k) {
     float error;
-    word = (word << kBits) + __float_as_uint(grid.QuantiseExactly(x[first + k * kStep], &error));
+    word = (word << kBits) + __float_as_uint(grid.Quantise(x[first + k * kStep], &error));
     *squares = fmaf(error, error, *squares);
   }
   return word - RounderBitsInWord<kBits>();
@@ -172,7 +143,7 @@ __device__ __forceinline__ void MakePlanes(const Grid<3>& grid, const float (&x)
 #pragma unroll
   for (int v = 31; v >= 0; --v) {
     float error;
-    const uint32_t code = __float_as_uint(grid.QuantiseExactly(x[v], &error));
+    const uint32_t code = __float_as_uint(grid.Quantise(x[v], &error));
     *squares = fmaf(error, error, *squares);
     low[v % 2] = low[v % 2] << 2 | (code & 3u);
     *high = *high << 1 | (code >> 2 & 1u);
@@ -213,9 +184,9 @@ __device__ __forceinline__ void EncodeResident(const Source& source, const BandV
                                                Totals* totals) {
   float x[32];
   source.template Load<kBits>(lane, x);
-  float energy = 0;
+  float energies[2] = {0, 0};
 #pragma unroll
-  for (int v = 0; v < 32; ++v) energy = fmaf(x[v], x[v], energy);
+  for (int v = 0; v < 32; ++v) energies[v % 2] = fmaf(x[v], x[v], energies[v % 2]);
   uint8_t* const data = payload + band.data_offset;
   float squares = 0;
   if constexpr (kBits == 16) {
@@ -270,7 +241,7 @@ __device__ __forceinline__ void EncodeResident(const Source& source, const BandV
     }
   }
   if (!active) return;
-  totals->AddEnergy(energy);
+  totals->AddEnergy(energies[0] + energies[1]);
   totals->error += squares;
 }
 

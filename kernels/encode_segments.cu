@@ -21,26 +21,29 @@ struct TileState {
   double sums[2 * kWarps];
 };
 
+// The tiles of a block, of heads that are not rotated, in steps of the grid.
 struct Tile {
   int segment;
-  int head;
-  int slice;
-};
+  int within;  // head * slices + slice
 
-__device__ __forceinline__ Tile TileAt(const EncodeSegmentsParams& params, int slices, int index) {
-  const int heads = params.part.kv_heads;
-  return {index / slices / heads, index / slices % heads, index % slices};
-}
-
-// The first tile from `index` on, in steps of the grid, whose head is not rotated.
-__device__ __forceinline__ int PlainTile(const EncodeSegmentsParams& params, int slices,
-                                         int index) {
-  const int tiles = params.segments * params.part.kv_heads * slices;
-  while (index < tiles && RotationOf(params.part, TileAt(params, slices, index).head) != nullptr) {
-    index += static_cast<int>(gridDim.x);
+  // False if there is none from here on.
+  __device__ __forceinline__ bool SkipRotated(const EncodeSegmentsParams& params, int slices) {
+    if (params.part.rotations != nullptr) {
+      while (segment < params.segments && params.part.rotations[within / slices] != nullptr) {
+        Advance(params.part.kv_heads * slices);
+      }
+    }
+    return segment < params.segments;
   }
-  return index;
-}
+  __device__ __forceinline__ void Advance(int of_segment) {
+    const int grid = static_cast<int>(gridDim.x);
+    segment += grid / of_segment;
+    within += grid % of_segment;
+    if (within < of_segment) return;
+    within -= of_segment;
+    ++segment;
+  }
+};
 
 template <ElementType kType, class Shape>
 __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams params,
@@ -51,7 +54,7 @@ __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams
   const PartView& part = params.part;
   const int tokens = shape.tokens();
   const int width = SliceChannels(tokens);
-  const int tiles = params.segments * part.kv_heads * workspace.slices;
+  const int of_segment = part.kv_heads * workspace.slices;
   auto* const tile_bytes = reinterpret_cast<uint8_t*>(shared);
   const uint32_t tile = SharedAddress(shared);
   const int c_row = width + 8;  // no bank conflicts between rows
@@ -63,33 +66,35 @@ __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams
   const int together = 32 / lanes;  // channels that a warp quantises at once
 
   const auto start = [&](const Tile& next, const uint16_t* segment) {
-    const int from = next.slice * width;
-    StartLoad(shape, tile, segment + next.head * params.head_stride + from, part.head_dim, tokens,
+    const int head = next.within / workspace.slices;
+    const int from = (next.within - head * workspace.slices) * width;
+    StartLoad(shape, tile, segment + head * params.head_stride + from, part.head_dim, tokens,
               min(width, part.head_dim - from));
   };
 
-  int index = PlainTile(params, workspace.slices, static_cast<int>(blockIdx.x));
-  if (index >= tiles) return;
-  Tile at = TileAt(params, workspace.slices, index);
+  Tile at = {static_cast<int>(blockIdx.x) / of_segment, static_cast<int>(blockIdx.x) % of_segment};
+  if (!at.SkipRotated(params, workspace.slices)) return;
   start(at, params.dense[at.segment]);
-  Tile described = {0, -1, 0};  // what `state` is about: usually the same for all tiles of a block
+  int described = -1;  // what `state` is about: usually the same for all tiles of a block
   while (true) {
-    const int begin = at.slice * width;
+    const int head = at.within / workspace.slices;
+    const int slice = at.within - head * workspace.slices;
+    const int begin = slice * width;
     const int channels = min(width, part.head_dim - begin);
     uint8_t* const payload = params.payloads[at.segment];
-    const int next_index = PlainTile(params, workspace.slices, index + static_cast<int>(gridDim.x));
-    const bool more = next_index < tiles;
-    const Tile next = more ? TileAt(params, workspace.slices, next_index) : at;
-    const uint16_t* const next_segment = params.dense[next.segment];
+    Tile next = at;
+    next.Advance(of_segment);
+    const bool more = next.SkipRotated(params, workspace.slices);
+    const uint16_t* const next_segment = params.dense[more ? next.segment : at.segment];
     if (warp == 0) {
-      if (described.head != at.head || described.slice != at.slice) {
-        FindBands(part, at.head, begin, begin + channels, &state.slice, state.ids);
+      if (described != at.within) {
+        FindBands(part, head, begin, begin + channels, &state.slice, state.ids);
       }
       if (lane == 0) state.large = state.normal = 0;
       __syncwarp();
       if (begin == 0) ZeroPadding(part, state.slice, payload);
     }
-    described = at;
+    described = at.within;
     WaitForCopies<0>();
     __syncthreads();
 
@@ -137,7 +142,7 @@ __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams
     TilePartial partial = {0, 0, kNone};
     if (unusual) {
       __syncthreads();
-      ExamineUnusual<kType>(params, at.segment, at.head, begin, begin + channels, nullptr, &totals,
+      ExamineUnusual<kType>(params, at.segment, head, begin, begin + channels, nullptr, &totals,
                             state.found);
       partial.refused = state.found[0];
       if (more) start(next, next_segment);
@@ -147,10 +152,9 @@ __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams
     partial.error = totals.error;
     // Not by the warp that prepares the next tile: this waits for memory.
     if (warp == kWarps - 1) {
-      HandIn(params, workspace, at.segment, at.head, at.slice, 1, partial);
+      HandIn(params, workspace, at.segment, head, slice, 1, partial);
     }
     if (!more) return;
-    index = next_index;
     at = next;
   }
 }

@@ -17,7 +17,7 @@ namespace fourierkv::kernels {
 
 inline constexpr int kSlots = 4;  // of a warp; one step is worked on while three more are copied
 inline constexpr int kGroupHeads = 8;
-inline constexpr int kMaxStretches = 1024;
+inline constexpr int kMaxStretches = 528;  // more would need more shared memory to merge
 inline constexpr float kLog2E = 1.4426950408889634f;
 
 // Where everything stands in a block's dynamic shared memory, in bytes.
@@ -327,7 +327,7 @@ class Worker {
     const SegmentRef* segments =
         user_.segments + user_.segment_offsets[piece.sequence] + first + warp_;
     const uint8_t* const k_basis = user_.plan.data + user_.plan.k_basis;
-    const uint8_t* const v_basis = user_.plan.data + user_.plan.v_basis;
+    const uint8_t* const v_basis = user_.plan.data + user_.plan.v_phases;
     constexpr float kConstant = 0.0625f;  // 1 / sqrt(256)
     int left = last - first - warp_;      // units, counted in blocks' strides
     SegmentRef segment = {};
@@ -599,14 +599,13 @@ __global__ void __launch_bounds__(kAttentionThreads, 3)
   line.units_per_segment = params.units_per_segment;
   line.unit_cost = user.plan.segment_cost;
   line.page_cost = user.plan.page_cost;
-  WriteEmpty(user, line);
   const int64_t total = line.Total();
-  if (total == 0) return;
+  if (total == 0) return WriteEmpty(user, line);
   // Each warp should have a unit at least.
   const int64_t least = kAttentionWarps * max(line.unit_cost, line.page_cost);
   line.stretches =
       static_cast<int>(min(static_cast<int64_t>(gridDim.x), Quotient(total + least - 1, least)));
-  if (blockIdx.x >= line.stretches) return;
+  if (blockIdx.x >= line.stretches) return WriteEmpty(user, line);
 
   int64_t at = line.Start(total, blockIdx.x);
   const int64_t end = line.Start(total, blockIdx.x + 1);
@@ -633,6 +632,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 3)
     FinishGroup(params, line, total, piece, shared);
     at = to;
   }
+  WriteEmpty(user, line);
 }
 
 using AttentionKernel = void (*)(KernelParams);

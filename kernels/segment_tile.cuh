@@ -71,17 +71,32 @@ class LaneRows {
   int stride_;
 };
 
-// Starts copying rows of `channels` (a multiple of 8) values that are `stride` apart.
-template <class Shape>
-__device__ __forceinline__ void StartLoad(const Shape& shape, uint32_t tile, const uint16_t* from,
-                                          int stride, int rows, int channels) {
+// Calls copy(place in a tile in bytes, place in rows of `stride` values) for every piece of 16
+// bytes of `rows` rows of `channels` (a multiple of 8) values, every thread of the block for its
+// own.
+template <class Shape, class Copy>
+__device__ __forceinline__ void ForEachPiece(const Shape& shape, int stride, int rows, int channels,
+                                             const Copy& copy) {
   const int pieces = channels / 8;
   int t = static_cast<int>(threadIdx.x) / pieces;
   int c = static_cast<int>(threadIdx.x) % pieces;
   const int rows_on = kThreads / pieces;
+  if (rows_on % 8 == 0 && kThreads % pieces == 0) {  // every step is the same
+    int place = shape.Row(t) + 16 * c;
+    int from = t * stride + 8 * c;
+    const int place_on = shape.Row(rows_on);
+    const int from_on = rows_on * stride;
+#pragma unroll 4
+    for (; t < rows; t += rows_on) {
+      copy(place, from);
+      place += place_on;
+      from += from_on;
+    }
+    return;
+  }
   const int pieces_on = kThreads % pieces;
   while (t < rows) {
-    CopyAsync16(tile + shape.Row(t) + 16 * c, from + static_cast<int64_t>(t) * stride + 8 * c);
+    copy(shape.Row(t) + 16 * c, t * stride + 8 * c);
     t += rows_on;
     c += pieces_on;
     if (c >= pieces) {
@@ -89,6 +104,14 @@ __device__ __forceinline__ void StartLoad(const Shape& shape, uint32_t tile, con
       ++t;
     }
   }
+}
+
+// Starts copying rows that are `stride` values apart to a tile.
+template <class Shape>
+__device__ __forceinline__ void StartLoad(const Shape& shape, uint32_t tile, const uint16_t* from,
+                                          int stride, int rows, int channels) {
+  ForEachPiece(shape, stride, rows, channels,
+               [tile, from](int place, int at) { CopyAsync16(tile + place, from + at); });
   CommitCopies();
 }
 

@@ -37,8 +37,10 @@ struct Tokens {
 // Caches of a batch of sequences that share a profile, on the device, and what they mean.
 class Batch {
  public:
-  Batch(const CodecCase& test, const std::vector<Tokens>& sequences, std::mt19937_64& random)
-      : test_(test), layout_(RandomLayout(test, random)) {
+  // Keys are multiplied by `key_magnitude`, which queries should be divided by.
+  Batch(const CodecCase& test, const std::vector<Tokens>& sequences, std::mt19937_64& random,
+        float key_magnitude = 1)
+      : test_(test), key_magnitude_(key_magnitude), layout_(RandomLayout(test, random)) {
     std::vector<uint8_t> plan;
     const HostPart k(layout_->part(0, Part::kK));
     const HostPart v(layout_->part(0, Part::kV));
@@ -106,8 +108,13 @@ class Batch {
     const uint8_t* payloads[2];
     for (const Part part : kParts) {
       const PartLayout& layout = layout_->part(0, part);
-      const auto dense =
+      auto dense =
           RandomKv(test_.kv_heads, test_.segment_tokens, test_.head_dim, test_.dtype, random);
+      if (part == Part::kK && key_magnitude_ != 1) {
+        for (uint16_t& x : dense) {
+          x = FloatToKv(KvToFloat(x, test_.dtype) * key_magnitude_, test_.dtype);
+        }
+      }
       std::vector<std::byte> payload(layout.payload_bytes);
       reference::EncodePart(layout, test_.dtype, dense, payload);
       Append(part, test_.segment_tokens, reference::DecodePart(layout, payload));
@@ -139,6 +146,7 @@ class Batch {
   }
 
   const CodecCase test_;
+  const float key_magnitude_;
   const std::unique_ptr<ProfileLayout> layout_;
   kernels::AttentionPlanView plan_ = {};
   DeviceBuffer plan_buffer_;
@@ -168,10 +176,10 @@ class FourierAttention : public ::testing::Test {
   void Check(const CodecCase& test, int group, const std::vector<Tokens>& sequences,
              bool float_io = true) {
     SCOPED_TRACE(testing::Message() << test.Name() << ", G " << group);
-    const Batch batch(test, sequences, random_);
+    const Batch batch(test, sequences, random_, key_magnitude_);
     const int query_heads = group * test.kv_heads;
     const int64_t count = static_cast<int64_t>(batch.size()) * query_heads * test.head_dim;
-    std::vector<float> q = RandomQueries(count, 1, random_);
+    std::vector<float> q = RandomQueries(count, 1 / key_magnitude_, random_);
     std::vector<uint16_t> narrow(count);
     for (int64_t i = 0; i < count; ++i) {
       if (float_io) continue;
@@ -261,13 +269,50 @@ class FourierAttention : public ::testing::Test {
   testing::ScopedTrace trace_{__FILE__, __LINE__, "seed " + std::to_string(seed_)};
   double worst_ = 0;
   int reported_ = 0;
+  float key_magnitude_ = 1;
 };
+
+// The forms that need no looking up (attention_uniform.cuh), beside those of CodecCases().
+std::vector<CodecCase> UniformCases() {
+  constexpr auto kDct = BasisKind::kDct2;
+  constexpr auto kDft = BasisKind::kDft;
+  constexpr auto kBf16 = KvDtype::kBf16;
+  return {
+      {128, 2, 256, kDct, {8}, {8}, kBf16},
+      {64, 2, 256, kDft, {8}, {4}, kBf16},
+      {96, 3, 256, kDft, {5}, {8}, kBf16},
+      {256, 1, 256, kDct, {7}, {4}, kBf16},
+      {40, 2, 256, kDct, {2}, {8}, kBf16},
+      {128, 2, 256, kDct, {}, {4}, kBf16},
+      {128, 1, 256, kDct, {1}, {}, kBf16},
+      {64, 1, 256, BasisKind::kMean, {1}, {4}, kBf16},
+      {128, 2, 256, kDct, {8}, {4}, kBf16, {}, true, true},
+  };
+}
 
 constexpr int kGroups[] = {4, 1, 8, 2, 16, 3, 7, 9};
 
 TEST_F(FourierAttention, OneSegmentOfEveryForm) {
   int i = 0;
   for (const CodecCase& test : CodecCases()) Check(test, kGroups[i++ % 8], {{1, {}}});
+}
+
+TEST_F(FourierAttention, UniformHeads) {
+  int i = 0;
+  for (const CodecCase& test : UniformCases()) {
+    Check(test, kGroups[i++ % 8], {{3, {64, 5}}, {0, {}}, {1, {}}, {9, {1, 64, 17}}, {2, {64}}});
+  }
+}
+
+TEST_F(FourierAttention, KeysOfAnyMagnitude) {
+  for (const float magnitude : {1e-12f, 1e4f, 1e9f}) {
+    SCOPED_TRACE(magnitude);
+    for (CodecCase test : {UniformCases()[0], UniformCases()[1], CodecCases()[3]}) {
+      key_magnitude_ = magnitude;
+      Check(test, 4, {{3, {}}, {1, {}}});
+      key_magnitude_ = 1;
+    }
+  }
 }
 
 TEST_F(FourierAttention, OnePage) {
