@@ -337,7 +337,7 @@ __device__ __forceinline__ void OutputBytes(float (&acc)[4], Place place, int la
   }
 }
 
-// Tokens k = kRun and kRun + 4; sums are 2^-24 of what they mean, as those of integers.
+// Tokens k = kRun and kRun + 4.
 template <int kRun>
 __device__ __forceinline__ void OutputHalves(float (&acc)[4], const uint8_t* slot, int lane,
                                              const WeightTiles& weights) {

@@ -42,9 +42,21 @@ struct PartProgram {
 
 std::string CheckBand(const PartView& part, const BandView& band) {
   if (band.size < 1 || band.size > part.head_dim) return "a band's size is out of bounds";
+  for (int i = 0; i < band.size; ++i) {
+    if (part.channels[band.channels + i] >= part.head_dim) return "a channel is beyond head_dim";
+  }
+  if (band.bits < 16 && band.scale_offset % 16 != 0) {
+    return "bands must start at a multiple of 16 bytes";
+  }
+  if (band.bits == 3 && band.high_offset % 16 != 0) {
+    return "planes must start at a multiple of 16 bytes";
+  }
   if (band.coefficients > 0) {
     if (band.coefficients > 16 * kMaxBasisBlocks || band.coefficients > part.columns) {
       return "a band has more coefficients than the basis has columns, or more than 64";
+    }
+    if (band.bits == 16 && band.data_offset % 16 != 0) {
+      return "bands must start at a multiple of 16 bytes";
     }
     return band.bits == 8 || band.bits == 16 ? "" : "spectral bands must have 8 or 16 bits";
   }
@@ -141,9 +153,15 @@ std::string BuildPart(const PartView& part, int head, bool lane_order, PartProgr
   if (begin < 0 || end <= begin || end - begin > kMaxBands) {
     return "a head must have 1 to 16 bands";
   }
+  int channels = 0;
   for (int b = begin; b < end; ++b) {
     const BandView& band = part.bands[b];
     if (std::string fault = CheckBand(part, band); !fault.empty()) return fault;
+    if (band.coefficients > 0 && program->residents != program->chunks) {
+      return "spectral bands must come before resident ones";
+    }
+    channels += band.size;
+    if (channels > part.head_dim) return "bands have more channels than the head";
     if (band.coefficients > 0) {
       AddSpectral(band, program);
     } else {
@@ -252,8 +270,7 @@ struct Phases {
   double s[32] = {};
 };
 
-// Column m, whose quadrature follows from its own values at t and t + 128, t + 32: any basis of
-// cosines and sines, as long as w is known.
+// Column m of a dct2 or dft basis (docs/math.md, section 1).
 Phases PhasesOf(const PartView& part, int m) {
   Phases phases;
   if (m >= part.columns) return phases;
@@ -357,7 +374,10 @@ bool MakeUniform(const PartView& part, int head, int* bits, UniformPart* uniform
       *bits = band.bits;
       uniform->residents = static_cast<uint16_t>(band.size);
       uniform->scale = uniform->small_bytes;
-      uniform->zero = static_cast<uint16_t>(uniform->scale + 2 * band.size);
+      if (band.scale_offset != uniform->source + uniform->scale ||
+          band.zero_offset != band.scale_offset + 2 * band.size) {
+        return false;
+      }
       uniform->resident_chunks = static_cast<uint16_t>(chunks);
       uniform->small_bytes = static_cast<uint16_t>(band.data_offset - uniform->source);
     }

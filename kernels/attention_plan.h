@@ -27,7 +27,7 @@ struct AttentionPlanView {
   int32_t v_chunks;
   int32_t slot_bytes;    // what the largest step copies
   int32_t basis_blocks;  // 0: M is at most 8 everywhere; otherwise ceil(M / 16): 1, 2 or 4
-  int32_t k_basis;       // offset of the basis as operands for scores; 0: none is needed
+  int32_t k_basis;       // offset of the basis as operands for scores
   int32_t v_basis;       // offset of the basis as operands for weights
   int32_t uniform_bits;  // 4 or 8: every head is as UniformPart says, with so many bits; 0: not
   int32_t k_data;        // where residents begin in a uniform part's memory, behind its small data

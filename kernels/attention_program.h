@@ -66,11 +66,10 @@ struct UniformPart {
   uint16_t coefficients;  // M
   uint16_t data;          // offset of the coefficients in the small data; their scales are at 0
   uint16_t residents;     // channels
-  uint16_t scale;         // offsets of the residents' scales and offsets in the small data
-  uint16_t zero;
-  uint16_t chunks;  // of coefficients
+  uint16_t scale;         // of the residents, in the small data; their offsets follow
+  uint16_t chunks;        // of coefficients
   uint16_t resident_chunks;
-  uint16_t reserved;
+  uint16_t reserved[2];
 };
 static_assert(sizeof(UniformPart) == 24);
 

@@ -18,6 +18,11 @@ using ScoreTiles = float[16][4];
 // which queries of residents are prepared, scales below 2^7 do.
 inline constexpr int kUsualExponent = 8;
 
+// Whether the largest scale, as bf16 bits, is from 2^-7 to 2^7, or there is none.
+__device__ __forceinline__ bool UsualScale(uint32_t largest) {
+  return largest == 0 || (largest >= 0x3c00u && largest < 0x4300u);
+}
+
 __device__ __forceinline__ uint32_t LoadU16(const uint8_t* at) {
   return *reinterpret_cast<const uint16_t*>(at);
 }
@@ -35,7 +40,8 @@ __device__ __forceinline__ int ExponentAbove(float x) {
   return static_cast<int>(__float_as_uint(x) >> 23) - 126;
 }
 
-__device__ __forceinline__ int ClampExponent(int exponent) { return min(max(exponent, -90), 90); }
+// What PowerOfTwo can make of it, less kUsualExponent + 24: scales up to 2^108 are exact.
+__device__ __forceinline__ int ClampExponent(int exponent) { return min(max(exponent, -94), 90); }
 
 // Four queries as pairs of bf16 and what is left of them: 16 bits in all.
 struct SplitQuery {
@@ -65,13 +71,11 @@ class ScoreStart {
         lane_(lane),
         r_(lane >> 2),
         c_(lane & 3) {
-    const uint32_t largest = LargestScale(bands, count);
-    // Nearly always all scales are small enough to be used as they are.
-    usual_ = !__any_sync(~0u, largest >= 0x4300u);  // 2^7
-    if (!usual_) {
-      resident_exponent_ = static_cast<int>(__reduce_max_sync(~0u, largest) >> 7) - 126;
-      coefficient_shift_ = ClampExponent(14 - resident_exponent_);
-    }
+    const uint32_t largest = __reduce_max_sync(~0u, LargestScale(bands, count));
+    // Nearly always scales can be used as they are.
+    usual_ = UsualScale(largest);
+    scale_exponent_ = static_cast<int>(largest >> 7) - 126;
+    if (!usual_) coefficient_shift_ = ClampExponent(14 - scale_exponent_);
 #pragma unroll 1
     for (int b = 0; b < count; ++b) {
       const SmallBand band = bands[b];
@@ -119,9 +123,12 @@ class ScoreStart {
     }
     // Operands are kept below 2^15: scales times 2^exponent, coefficients times 2^(exponent - 24).
     int exponent = kUsualExponent;
-    if (!usual_ || __any_sync(~0u, largest >= PowerOfTwo(38 - kUsualExponent))) {
-      const int need = max(usual_ ? 6 : resident_exponent_, ExponentAbove(largest) - 24);
-      exponent = ClampExponent(14 - __reduce_max_sync(~0u, need));
+    const int coefficient_exponent =
+        ExponentAbove(__uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest)))) - 24;
+    // Without scales, coefficients decide alone, if there are any but the first.
+    const bool only_coefficients = scale_exponent_ == -126 && coefficient_exponent > -126;
+    if (!usual_ || only_coefficients || coefficient_exponent > 14 - kUsualExponent) {
+      exponent = ClampExponent(14 - max(scale_exponent_, coefficient_exponent));
     }
     const float unit = PowerOfTwo(exponent - 24);
     if (kBlocks > 0 || blocks == 0) {
@@ -269,7 +276,7 @@ class ScoreStart {
   const float4* queries_;
   int lane_, r_, c_;
   bool usual_;
-  int resident_exponent_ = 0;
+  int scale_exponent_;
   int coefficient_shift_ = 0;
   float scaled_[kCount][4] = {};
   float plain_[kCount][4] = {};

@@ -93,13 +93,15 @@ __device__ __forceinline__ uint32_t LargestScale(const uint8_t* scales, int coun
   return largest;
 }
 
-// Divides scales of 2^7 or more, which would not do as fp16, and all others of the part, by a power
-// of two, in place. Returns its exponent; nearly always 0.
+// Scales of 2^7 or more, and of less than 2^-7 if there are no larger ones, would not do as fp16:
+// then all scales of the part are divided by a power of two, in place. Returns its exponent; nearly
+// always 0.
 __device__ __forceinline__ int ReduceScales(uint8_t* memory, const UniformPart& part, int lane) {
-  const uint32_t largest = max(LargestScale(memory, part.channels, lane),
-                               LargestScale(memory + part.scale, part.residents, lane));
-  if (!__any_sync(~0u, largest >= 0x4300u)) return 0;  // 2^7
-  const int reduced = static_cast<int>(__reduce_max_sync(~0u, largest) >> 7) - 126 - 7;
+  const uint32_t largest =
+      __reduce_max_sync(~0u, max(LargestScale(memory, part.channels, lane),
+                                 LargestScale(memory + part.scale, part.residents, lane)));
+  if (UsualScale(largest)) return 0;
+  const int reduced = ClampExponent(static_cast<int>(largest >> 7) - 126 - 7);
   const float factor = PowerOfTwo(-reduced);
   for (int n = lane; n < part.channels + part.residents; n += 32) {
     auto* at = reinterpret_cast<uint16_t*>(

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "kernels/fourier_attention.h"
@@ -33,6 +34,10 @@ SharedLayout LayOut(const AttentionPlanView& plan, int heads_per_kv) {
   return layout;
 }
 
+// So many counters have a place of their own in every workspace, whatever else a launch keeps
+// there. Launches that need more set theirs to zero first.
+constexpr int64_t kOwnCounters = 16384;
+
 // Parts of the workspace, in bytes.
 struct WorkspaceLayout {
   int64_t rotated_queries;  // f32[batch][query_heads][head_dim]; the counters are before them
@@ -50,7 +55,7 @@ WorkspaceLayout LayOutWorkspace(const AttentionPlanView& plan, int batch, int qu
   const int64_t groups = static_cast<int64_t>(batch) * GroupsOf(query_heads, plan.kv_heads);
   const int page_blocks = (plan.head_dim + 63) / 64;
   WorkspaceLayout layout;
-  layout.rotated_queries = AlignUp(4 * groups, 256);
+  layout.rotated_queries = AlignUp(4 * std::max(groups, kOwnCounters), 256);
   layout.records = layout.rotated_queries;
   if (plan.k_rotated != 0) {
     layout.records += AlignUp(int64_t{4} * batch * query_heads * plan.head_dim, 256);
@@ -86,6 +91,10 @@ bool Aligned(const void* pointer, int64_t to) {
   return pointer != nullptr && reinterpret_cast<uintptr_t>(pointer) % to == 0;
 }
 
+bool MaybeAligned(const void* pointer, int64_t to) {
+  return reinterpret_cast<uintptr_t>(pointer) % to == 0;
+}
+
 bool ValidSizes(const AttentionPlanView& plan, int32_t batch, int32_t query_heads) {
   return plan.kv_heads >= 1 && plan.kv_heads <= 256 && plan.head_dim >= 8 &&
          plan.head_dim <= kMaxHeadDim && plan.head_dim % 8 == 0 && batch >= 1 && batch <= 65535 &&
@@ -103,9 +112,26 @@ bool Valid(const FourierAttentionParams& params) {
          (plan.segment_tokens == 128 || plan.segment_tokens == 256 || plan.segment_tokens == 512 ||
           plan.segment_tokens == 1024) &&
          (params.dtype == ElementType::kBf16 || params.dtype == ElementType::kFp16) &&
-         params.scale > 0 && Aligned(params.q, 4) && Aligned(params.out, 4) &&
+         params.scale > 0 && std::isfinite(params.scale) && Aligned(params.q, 4) &&
+         Aligned(params.out, 4) && MaybeAligned(params.lse, 4) &&
+         MaybeAligned(params.segments, 8) && MaybeAligned(params.segment_offsets, 4) &&
+         MaybeAligned(params.pages, 8) && MaybeAligned(params.page_offsets, 4) &&
          params.page_head_stride >= 0 && params.page_head_stride % 8 == 0 &&
          Aligned(params.workspace, 256);
+}
+
+// Dynamic shared memory of a block.
+int64_t SharedBytes(const AttentionPlanView& plan, const SharedLayout& layout) {
+  return std::max<int64_t>(layout.total,
+                           layout.warps + MergeSharedBytes(kMaxStretches + 2, plan.head_dim));
+}
+
+// What a block may have of it on `device`: what there is, less than 1 KiB for the kernel's own.
+cudaError_t SharedLimit(int device, int* bytes) {
+  const cudaError_t status =
+      cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  *bytes -= 1024;
+  return status;
 }
 
 }  // namespace
@@ -113,6 +139,11 @@ bool Valid(const FourierAttentionParams& params) {
 int64_t FourierAttentionWorkspace(const AttentionPlanView& plan, int32_t batch,
                                   int32_t query_heads) {
   if (!ValidSizes(plan, batch, query_heads)) return -1;
+  int device = 0, limit = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || SharedLimit(device, &limit) != cudaSuccess) {
+    return -1;
+  }
+  if (SharedBytes(plan, LayOut(plan, query_heads / plan.kv_heads)) > limit) return -1;
   return LayOutWorkspace(plan, batch, query_heads).total;
 }
 
@@ -149,16 +180,24 @@ cudaError_t LaunchFourierAttention(const FourierAttentionParams& params, cudaStr
                                      ? UniformKernel(params.dtype, plan.uniform_bits)
                                  : params.dtype == ElementType::kBf16 ? Bf16Kernel(plan)
                                                                       : Fp16Kernel(plan);
-  const int shared = static_cast<int>(std::max<int64_t>(
-      kernel_params.shared.total,
-      kernel_params.shared.warps + MergeSharedBytes(kMaxStretches + 2, plan.head_dim)));
-  status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  // The limit is the kernel's, for all its launches: always the same, and never too small for one.
+  int limit = 0;
+  status = SharedLimit(device, &limit);
+  if (status != cudaSuccess) return status;
+  const auto shared = static_cast<int>(SharedBytes(plan, kernel_params.shared));
+  if (shared > limit) return cudaErrorInvalidConfiguration;
+  status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
   if (status != cudaSuccess) return status;
   int blocks = 0;
   status =
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kAttentionThreads, shared);
   if (status != cudaSuccess) return status;
   if (blocks < 1) return cudaErrorInvalidConfiguration;
+  const int64_t counters = int64_t{params.batch} * GroupsOf(params.query_heads, plan.kv_heads);
+  if (counters > kOwnCounters) {
+    status = cudaMemsetAsync(params.workspace, 0, 4 * counters, stream);
+    if (status != cudaSuccess) return status;
+  }
   if (plan.k_rotated != 0) {
     auto* const rotated = reinterpret_cast<float*>(base + workspace.rotated_queries);
     kernel_params.rotated_queries = rotated;

@@ -51,8 +51,9 @@ struct FourierAttentionParams {
   int64_t workspace_bytes;  // at least FourierAttentionWorkspace(); one launch at a time may use it
 };
 
-// Bytes of workspace for `batch` sequences on the current device; negative: no usable device, or
-// sizes out of bounds.
+// Bytes of workspace for `batch` sequences on the current device; negative: no device, sizes out of
+// bounds, or a plan that needs more shared memory than the device has. A workspace serves launches
+// of any plan and batch that it is large enough for.
 int64_t FourierAttentionWorkspace(const AttentionPlanView& plan, int32_t batch,
                                   int32_t query_heads);
 
@@ -64,6 +65,7 @@ int64_t FourierAttentionWorkspace(const AttentionPlanView& plan, int32_t batch,
 //   cudaErrorInvalidValue         null or misaligned pointers, sizes out of bounds, too little
 //                                 workspace
 //   cudaErrorNotSupported         a device older than compute capability 8.0
+//   cudaErrorInvalidConfiguration a plan that needs more shared memory than the device has
 // or what the runtime reports.
 cudaError_t LaunchFourierAttention(const FourierAttentionParams& params, cudaStream_t stream);
 

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <random>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "compute/backend/cuda/device_layout.h"
@@ -103,6 +104,12 @@ TEST_F(AttentionPlan, SaysWhatTheKernelCannotRun) {
   EXPECT_NE(fault([](View&, Bands& b) { b[1].bits = 5; }), "");
   EXPECT_NE(fault([](View&, Bands& b) { b[1].data_offset += 4; }), "");
   EXPECT_NE(fault([](View&, Bands& b) { b[0].size = 0; }), "");
+  EXPECT_NE(fault([](View&, Bands& b) { b[0].size = 128; }), "");
+  EXPECT_NE(fault([](View&, Bands& b) { b[0].scale_offset += 2; }), "");
+  EXPECT_NE(fault([](View&, Bands& b) { std::swap(b[0], b[1]); }), "");
+  std::vector<uint16_t> channels(k.view().channels, k.view().channels + 2 * 128);
+  channels[5] = 128;
+  EXPECT_NE(fault([&](View& p, Bands&) { p.channels = channels.data(); }), "");
 }
 
 }  // namespace

@@ -187,7 +187,9 @@ class FourierAttention : public ::testing::Test {
       q[i] = KvToFloat(narrow[i], test.dtype);
     }
     const DeviceBuffer q_buffer = float_io ? OnDevice(q) : OnDevice(narrow);
-    const DeviceBuffer workspace = Workspace(batch, query_heads);
+    DeviceBuffer own;
+    if (workspace_.size() == 0) own = Workspace(batch, query_heads);
+    const DeviceBuffer& workspace = workspace_.size() == 0 ? own : workspace_;
     kernels::FourierAttentionParams params = batch.Params(query_heads);
     params.float_io = float_io;
     params.q = q_buffer.data();
@@ -270,6 +272,7 @@ class FourierAttention : public ::testing::Test {
   double worst_ = 0;
   int reported_ = 0;
   float key_magnitude_ = 1;
+  DeviceBuffer workspace_;  // of all checks; empty: each has its own
 };
 
 // The forms that need no looking up (attention_uniform.cuh), beside those of CodecCases().
@@ -351,6 +354,18 @@ TEST_F(FourierAttention, LongSequencesAreSplitAndManyShareBlocks) {
                     std::vector<int>(random_() % 3, 1 + static_cast<int>(random_() % 64))});
   }
   Check(test, 2, many);
+}
+
+TEST_F(FourierAttention, OneWorkspaceServesBatchesOfAnySize) {
+  const CodecCase test = UniformCases()[1];
+  std::vector<Tokens> many(20, Tokens{1, {7}});
+  many.push_back({40, {}});
+  workspace_ = OnDevice(std::vector<std::byte>(64 << 20));
+  for (int round = 0; round < 2; ++round) {
+    Check(test, 4, {{150, {64, 64}}});
+    Check(test, 4, many);
+    Check(test, 1, {{3, {}}, {70, {1}}});
+  }
 }
 
 TEST_F(FourierAttention, RefusesWhatItCannotRun) {

@@ -146,8 +146,8 @@ absl::Status CudaLlamaRunner::AllocateAttentionWorkspace() {
       if (needed < 0) {
         return absl::InvalidArgumentError(
             absl::StrCat("attention of ", batch, " sequences of ", c.query_heads,
-                         " query heads cannot run on this device: head dimensions must be 64, 96, ",
-                         "128 or 256, and at most 16 query heads may share a KV head"));
+                         " query heads cannot run on this device: head dimensions must be multiples ",
+                         "of 8 up to 256, and at most 16 query heads may share a KV head"));
       }
       bytes = std::max(bytes, needed);
     }
