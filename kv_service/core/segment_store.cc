@@ -243,7 +243,10 @@ absl::Status SegmentStore::Anchor(std::span<const StoredSegment> places) {
   tree_->BeginTouch(clock_());
   absl::Status status;
   for (const StoredSegment& segment : places) {
-    if (tree_->Find(segment.key) != nullptr) continue;
+    if (SegmentEntry* const existing = tree_->Find(segment.key); existing != nullptr) {
+      tree_->Extend(*existing, kNever);  // a tier has it for longer
+      continue;
+    }
     std::optional<Place> place;
     if (const SegmentEntry* const parent = tree_->Find(segment.parent); parent != nullptr) {
       place = Place{parent->space->context.get(), parent->index, parent->tail};
@@ -370,7 +373,8 @@ int64_t SegmentStore::Evict(int64_t bytes) {
   ExpireLocked(garbage);
   int64_t expired = 0;
   for (const FormPtr& form : garbage) expired += form->bytes();
-  SegmentTree::Evicted evicted = tree_->Evict(bytes, kSegmentOverheadBytes, garbage);
+  SegmentTree::Evicted evicted =
+      tree_->Evict(std::max<int64_t>(0, bytes - expired), kSegmentOverheadBytes, garbage);
   SettleLocked();
   evicted.bytes += evicted.segments * kSegmentOverheadBytes;
   StoreMetrics::Add(metrics_->evicted_bytes, evicted.bytes);

@@ -129,10 +129,21 @@ void SegmentTree::Extend(SegmentEntry& entry, int64_t when) {
 }
 
 void SegmentTree::RemoveExpired(int64_t now, Garbage& garbage) {
-  int left = kExpiredAtOnce;
-  for (auto it = expiring_.begin(); it != expiring_.end() && it->first <= now && left > 0; --left) {
-    SegmentEntry& entry = *(it++)->second;
-    if (entry.holds == 0 && entry.children == 0) Remove(entry, RemovalReason::kDeleted, garbage);
+  // From where the last call stopped, so that entries which are held do not hide those behind them.
+  auto it = expiring_.upper_bound(last_expired_);
+  if (it == expiring_.end() || it->first > now) it = expiring_.begin();
+  for (int left = kExpiredAtOnce; left > 0 && it != expiring_.end() && it->first <= now; --left) {
+    last_expired_ = *it;
+    // A parent can go once its children have.
+    SegmentEntry* entry = it->second;
+    while (entry != nullptr && entry->expires_at <= now && entry->holds == 0 &&
+           entry->children == 0 && left > 0) {
+      --left;
+      SegmentEntry* const parent = entry->parent;
+      Remove(*entry, RemovalReason::kDeleted, garbage);
+      entry = parent;
+    }
+    it = expiring_.upper_bound(last_expired_);
   }
 }
 

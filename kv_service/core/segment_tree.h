@@ -135,6 +135,8 @@ class SegmentTree {
   std::map<std::string, TenantShare> tenants_;  // of those with namespaces
   EvictionIndex index_;
   std::set<std::pair<int64_t, SegmentEntry*>> expiring_;  // those that are not for ever
+  // Where RemoveExpired stopped: for comparisons, the entry may be gone.
+  std::pair<int64_t, SegmentEntry*> last_expired_ = {0, nullptr};
   StoreStats stats_;
   uint64_t tick_ = 0;
   int64_t now_ = 0;  // nanoseconds since the epoch

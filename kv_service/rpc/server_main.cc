@@ -1,8 +1,5 @@
 // fourierkv-server: stores, compresses and serves KV caches.
 
-#include <signal.h>
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
@@ -200,7 +197,7 @@ absl::Status Serve(const Flags& flags) {
 
   KvCacheServiceImpl cache(&core);
   ProfileServiceImpl profiles(&core.profiles, &core.tiers);
-  AdminServiceImpl admin(&core, [] { kill(getpid(), SIGTERM); });
+  AdminServiceImpl admin(&core, RequestDrain);
   EventServiceImpl events(&core);
   ServerOptions options;
   options.listen = flags.listen;

@@ -37,6 +37,7 @@ struct SignalState {
   std::mutex mutex;
   std::condition_variable changed;
   bool serving = false;
+  bool signalled = false;  // a signal came; RequestDrain is none
   int stop_signal = 0;
 };
 
@@ -50,7 +51,8 @@ SignalState& Signals() {
 void OnSignal(int number) {
   SignalState& signals = Signals();
   std::lock_guard lock(signals.mutex);
-  if (!signals.serving || signals.stop_signal != 0) _exit(128 + number);
+  if (!signals.serving || signals.signalled) _exit(128 + number);
+  signals.signalled = true;
   signals.stop_signal = number;
   signals.changed.notify_all();
 }
@@ -60,6 +62,17 @@ void DrainOnSignals() {
   std::lock_guard lock(signals.mutex);
   signals.serving = true;
 }
+
+}  // namespace
+
+void RequestDrain() {
+  SignalState& signals = Signals();
+  std::lock_guard lock(signals.mutex);
+  if (signals.stop_signal == 0) signals.stop_signal = SIGTERM;
+  signals.changed.notify_all();
+}
+
+namespace {
 
 int WaitForStopSignal() {
   SignalState& signals = Signals();

@@ -49,4 +49,8 @@ void PrepareServerProcess();
 //   InvalidArgument  an address is malformed, or open to other machines without `security`
 absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Service*>& services);
 
+// Asks RunServer to drain, as a first signal does, from any thread. Does nothing if it drains
+// already; the first signal behind it does not end the process either.
+void RequestDrain();
+
 }  // namespace fourierkv

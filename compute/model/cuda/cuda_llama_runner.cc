@@ -144,10 +144,10 @@ absl::Status CudaLlamaRunner::AllocateAttentionWorkspace() {
     for (int batch = 1; batch <= options_.max_batch; ++batch) {
       const int64_t needed = kernels::FourierAttentionWorkspace(plan, batch, c.query_heads);
       if (needed < 0) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("attention of ", batch, " sequences of ", c.query_heads,
-                         " query heads cannot run on this device: head dimensions must be multiples ",
-                         "of 8 up to 256, and at most 16 query heads may share a KV head"));
+        return absl::InvalidArgumentError(absl::StrCat(
+            "attention of ", batch, " sequences of ", c.query_heads,
+            " query heads cannot run on this device: head dimensions must be multiples ",
+            "of 8 up to 256, and at most 16 query heads may share a KV head"));
       }
       bytes = std::max(bytes, needed);
     }
