@@ -1,6 +1,5 @@
-#include <cuda_bf16.h>
-
 #include "kernels/dense_attention.h"
+#include "kernels/mma.cuh"
 
 namespace fourierkv::kernels {
 namespace {
@@ -18,32 +17,6 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kHeads = 8;
 constexpr int kTile = 16;
 constexpr int kMaxSplits = 64;
-
-__device__ __forceinline__ uint4 LoadOnce(const uint16_t* from) {
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(from));
-  return value;
-}
-
-__device__ __forceinline__ void MultiplyAdd(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                            uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// The 8 x 8 matrix of which lane (r, c) holds elements 2 c and 2 c + 1 of row r, transposed.
-__device__ __forceinline__ uint32_t Transpose(float low, float high) {
-  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-  uint32_t out;
-  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
-      : "=r"(out)
-      : "r"(*reinterpret_cast<const uint32_t*>(&two)));
-  return out;
-}
 
 // Over the lanes of a column: those with the same c.
 __device__ __forceinline__ float ColumnMax(float x) {
@@ -138,8 +111,8 @@ struct Softmax {
       scores[i] = exp2f(scores[i] - max[i % 2]);
       sum[i % 2] += scores[i];
     }
-    weights[0] = Transpose(scores[0], scores[1]);
-    weights[1] = Transpose(scores[2], scores[3]);
+    weights[0] = Transpose8x8(PackBf16(scores[0], scores[1]));
+    weights[1] = Transpose8x8(PackBf16(scores[2], scores[3]));
   }
 };
 
@@ -188,8 +161,8 @@ __global__ __launch_bounds__(kThreads, 3) void DenseAttentionKernel(DenseAttenti
     for (int i = 0; i < kDim / 32; ++i) {
       const uint4& a = tile.k[i][0];
       const uint4& b = tile.k[i][1];
-      MultiplyAdd(scores, a.x, b.x, a.y, b.y, q[i].x, q[i].y);
-      MultiplyAdd(scores, a.z, b.z, a.w, b.w, q[i].z, q[i].w);
+      MmaBf16(scores, a.x, b.x, a.y, b.y, q[i].x, q[i].y);
+      MmaBf16(scores, a.z, b.z, a.w, b.w, q[i].z, q[i].w);
     }
     const int left = at.ref.tokens - at.tile * kTile;
     at.Advance();
@@ -206,8 +179,8 @@ __global__ __launch_bounds__(kThreads, 3) void DenseAttentionKernel(DenseAttenti
       for (int j = 0; j < 4; ++j) {
         const uint32_t a = Word(tile.v[i][0], j), b = Word(tile.v[i][1], j);
         const uint32_t c = Word(tile.v[i][2], j), d = Word(tile.v[i][3], j);
-        MultiplyAdd(softmax.out[4 * i + j], __byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632),
-                    __byte_perm(c, d, 0x5410), __byte_perm(c, d, 0x7632), weights[0], weights[1]);
+        MmaBf16(softmax.out[4 * i + j], __byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632),
+                __byte_perm(c, d, 0x5410), __byte_perm(c, d, 0x7632), weights[0], weights[1]);
       }
     }
     if (at.valid()) tile.LoadValues(at, head, lane);

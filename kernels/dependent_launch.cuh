@@ -24,16 +24,11 @@ __device__ __forceinline__ void WaitForPrerequisites() {
 #endif
 }
 
-// Launches a kernel that calls WaitForPrerequisites. `shared`: bytes of dynamic shared memory.
+// Launches a kernel that calls WaitForPrerequisites, early if `early`, for which the device needs
+// compute capability 9.0. `shared`: bytes of dynamic shared memory.
 template <typename... Parameters, typename... Arguments>
-cudaError_t LaunchDependent(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
-                            cudaStream_t stream, Arguments... arguments) {
-  int device = 0, major = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  if (status == cudaSuccess) {
-    status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  }
-  if (status != cudaSuccess) return status;
+cudaError_t LaunchDependentIf(bool early, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                              size_t shared, cudaStream_t stream, Arguments... arguments) {
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -43,8 +38,21 @@ cudaError_t LaunchDependent(void (*kernel)(Parameters...), dim3 grid, dim3 block
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   config.attrs = &overlap;
-  config.numAttrs = major >= 9 ? 1 : 0;
+  config.numAttrs = early ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+// The same, early wherever the device can.
+template <typename... Parameters, typename... Arguments>
+cudaError_t LaunchDependent(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
+                            cudaStream_t stream, Arguments... arguments) {
+  int device = 0, major = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) {
+    status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  }
+  if (status != cudaSuccess) return status;
+  return LaunchDependentIf(major >= 9, kernel, grid, block, shared, stream, arguments...);
 }
 
 }  // namespace fourierkv::kernels

@@ -108,6 +108,15 @@ __device__ __forceinline__ uint32_t LoadBytes(uint32_t address) {
   return __funnelshift_r(low, high, 8 * (address & 3));
 }
 
+// 16 bytes that are read once and never written: not kept in the first-level cache.
+__device__ __forceinline__ uint4 LoadOnce(const void* from) {
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
+  return value;
+}
+
 // Copies 16 bytes from global to shared memory in the background, or writes zeros.
 __device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, bool zeros = false) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),

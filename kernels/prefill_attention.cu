@@ -6,6 +6,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/mma.cuh"
 #include "kernels/prefill_attention.h"
 
 namespace fourierkv::kernels {
@@ -30,24 +31,12 @@ struct Shape {
   static_assert(kDenseTileTokens % kKeys == 0, "a step lies within a tile");
 };
 
-__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 // 16 bytes from global to shared memory, or zeros.
 __device__ __forceinline__ void CopyAsync(uint16_t* to, const uint16_t* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(SharedAddress(to)),
                "l"(from), "r"(there ? 16 : 0)
                : "memory");
 }
-__device__ __forceinline__ void CommitCopies() {
-  asm volatile("cp.async.commit_group;\n" ::: "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
-}
-
 __device__ __forceinline__ void LoadMatrices(uint32_t (&r)[4], const uint16_t* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -61,45 +50,29 @@ __device__ __forceinline__ void LoadTransposed(uint32_t (&r)[4], const uint16_t*
                : "memory");
 }
 
-__device__ __forceinline__ float Exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // What differs between the two element types.
 struct Bf16 {
   static __device__ __forceinline__ uint32_t Pack(float low, float high) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&pair);
+    return PackBf16(low, high);
   }
   static __device__ __forceinline__ float Saturate(float x) {
     return fminf(fmaxf(x, -3.3895314e38f), 3.3895314e38f);
   }
   static __device__ __forceinline__ void MultiplyAdd(float (&c)[4], const uint32_t (&a)[4],
                                                      uint32_t b0, uint32_t b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    MmaBf16(c, a[0], a[1], a[2], a[3], b0, b1);
   }
 };
 struct Fp16 {
   static __device__ __forceinline__ uint32_t Pack(float low, float high) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&pair);
+    return PackF16(low, high);
   }
   static __device__ __forceinline__ float Saturate(float x) {
     return fminf(fmaxf(x, -65504.0f), 65504.0f);
   }
   static __device__ __forceinline__ void MultiplyAdd(float (&c)[4], const uint32_t (&a)[4],
                                                      uint32_t b0, uint32_t b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
-        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    MmaF16(c, a[0], a[1], a[2], a[3], b0, b1);
   }
 };
 

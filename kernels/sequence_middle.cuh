@@ -124,7 +124,7 @@ __device__ void MiddleItem(const SequenceAttentionParams& p, const SequencePlan&
   float* sums =
       plan.sums + row * plan.group * p.max_nodes + static_cast<int64_t>(window) * window_size;
   float* maxima = plan.sum_maxima + (row * plan.max_windows + window) * plan.group;
-  WaitForPrerequisite();  // nodes and their scales
+  WaitForPrerequisites();  // nodes and their scales
   float factor[kColumns][2], offset[kColumns][2];
 #pragma unroll
   for (int i = 0; i < kColumns * 2; ++i) {

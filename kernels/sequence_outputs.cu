@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kTransformThreads, kGroup == 4 ? 2 : 1)
       asm volatile("prefetch.global.L2 [%0];" ::"l"(coefficients + i));
     }
   }
-  WaitForPrerequisite();
+  WaitForPrerequisites();
   if (threadIdx.x < kGroup) {
     shared.maximum[threadIdx.x] = kNoScore;
     shared.sum[threadIdx.x] = shared.middle_sum[threadIdx.x] = 0;
@@ -301,8 +301,8 @@ cudaError_t Launch(const SequenceAttentionParams& p, const SequencePlan& plan,
   const cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return status;
-  return LaunchDependent(kernel, dim3(p.kv_heads, p.batch), kTransformThreads, bytes,
-                         plan.items() > 0 && plan.early_launch, stream, p, plan);
+  return LaunchDependentIf(plan.items() > 0 && plan.early_launch, kernel, dim3(p.kv_heads, p.batch),
+                           kTransformThreads, bytes, stream, p, plan);
 }
 
 template <typename Coefficient>

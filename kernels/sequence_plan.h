@@ -38,25 +38,6 @@ struct SequencePlan {
 // binary16 holds what is 2^-28 of the largest to 11 bits.
 inline constexpr int kWeightBits = 14;
 
-// kernel<<<grid, threads, shared_bytes, stream>>>(params, plan), which waits by itself for the
-// kernel before it (WaitForPrerequisite) if `early`.
-template <typename Kernel>
-cudaError_t LaunchDependent(Kernel kernel, dim3 grid, int threads, int shared_bytes, bool early,
-                            cudaStream_t stream, const SequenceAttentionParams& params,
-                            const SequencePlan& plan) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, params, plan);
-}
-
 // Steps 1 and 2 of kernels/sequence_basis.h for K: queries to scores at nodes.
 cudaError_t LaunchStatesToNodes(const SequenceAttentionParams& params, const SequencePlan& plan,
                                 cudaStream_t stream);

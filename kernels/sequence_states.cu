@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kTransformThreads, kGroup == 4 ? 2 : 1)
   const int head = blockIdx.x;
   const int64_t row = static_cast<int64_t>(blockIdx.y) * p.kv_heads + head;
   const SequenceRef& sequence = p.sequences[blockIdx.y];
-  AllowDependents();
+  LetDependentsStart();
   if (sequence.middle_tokens == 0) return;
   const int group = plan.group, spectral = p.k.spectral[head];
   if (spectral == 0) {

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(32, BlocksPerMultiprocessor<kDim, kColumns>())
                  const __grid_constant__ SequencePlan plan) {
   extern __shared__ __align__(128) uint8_t shared[];
   const SequenceRef& sequence = p.sequences[blockIdx.y];
-  AllowDependents();
+  LetDependentsStart();
   // Exact tokens first: they do not need the kernel before.
   int item = static_cast<int>(blockIdx.z);
   if (item < plan.exact_items) {
@@ -41,8 +41,8 @@ template <int kDim, int kColumns>
 cudaError_t Launch(const SequenceAttentionParams& p, const SequencePlan& plan,
                    cudaStream_t stream) {
   constexpr int kShared = SharedBytes<kDim, kColumns>();
-  return LaunchDependent(TokensKernel<kDim, kColumns>, dim3(p.kv_heads, p.batch, plan.items()), 32,
-                         kShared, plan.middle_items > 0 && plan.early_launch, stream, p, plan);
+  return LaunchDependentIf(plan.middle_items > 0 && plan.early_launch, TokensKernel<kDim, kColumns>,
+                           dim3(p.kv_heads, p.batch, plan.items()), 32, kShared, stream, p, plan);
 }
 
 template <int kDim>

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/dependent_launch.cuh"
 #include "kernels/mma.cuh"
 #include "kernels/sequence_attention.h"
 #include "kernels/sequence_plan.h"
@@ -31,19 +32,6 @@ __device__ __forceinline__ uint32_t LowHalves(uint32_t a, uint32_t b) {
 }
 __device__ __forceinline__ uint32_t HighHalves(uint32_t a, uint32_t b) {
   return __byte_perm(a, b, 0x7632);
-}
-
-// Programmatic dependent launch: a kernel may start before the one it depends on has ended, and
-// says when it needs the results. Older devices start it later, and these do nothing.
-__device__ __forceinline__ void AllowDependents() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void WaitForPrerequisite() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 }
 
 // Data arrives in tiles of 2 KiB, four 16-byte vectors a lane, several ahead of what is worked on.

@@ -1,6 +1,5 @@
-#include <cuda_bf16.h>
-
 #include "kernels/dependent_launch.cuh"
+#include "kernels/mma.cuh"
 #include "kernels/skinny_gemm.h"
 
 namespace fourierkv::kernels {
@@ -17,14 +16,6 @@ constexpr int kDepthOfOne = 8;                           // with one tile of 16 
 constexpr int kDepthOfTwo = 4;                           // as registers allow
 constexpr int kMultiple = kStep * kWarps * kDepthOfOne;  // of `in`
 
-__device__ __forceinline__ uint4 LoadOnce(const uint16_t* from) {
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(from));
-  return value;
-}
-
 // Not .nc: x may have been written by a kernel that ran when this one started.
 __device__ __forceinline__ uint4 Load(const uint16_t* from) {
   uint4 value;
@@ -32,15 +23,6 @@ __device__ __forceinline__ uint4 Load(const uint16_t* from) {
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "l"(from));
   return value;
-}
-
-// c [16][8] += a [16][16] b [16][8]
-__device__ __forceinline__ void MultiplyAdd(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                            uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // kRowTiles: rows / 8, rounded up. kTiles: tiles of 16 outputs in a group; with kSiluMul two, of
@@ -112,8 +94,8 @@ __global__ __launch_bounds__(kThreads, 1) void SkinnyGemmKernel(SkinnyGemmParams
             const uint4& a = w[d][m][0];
             const uint4& b = w[d][m][1];
             const uint4& c = operand[d][n];
-            MultiplyAdd(sums[m][n], a.x, b.x, a.y, b.y, c.x, c.y);
-            MultiplyAdd(sums[m][n], a.z, b.z, a.w, b.w, c.z, c.w);
+            MmaBf16(sums[m][n], a.x, b.x, a.y, b.y, c.x, c.y);
+            MmaBf16(sums[m][n], a.z, b.z, a.w, b.w, c.z, c.w);
           }
         }
         load_ahead(w[d]);
