@@ -52,22 +52,29 @@ std::string Mismatch(const BlobHeader& header, int layer, Part part, int64_t seg
 
 }  // namespace
 
+absl::Status CheckCompactLimits(int64_t recent_window, int64_t max_tokens,
+                                float max_relative_error) {
+  if (recent_window < 0 || recent_window > kMaxRecentWindow) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("recent_window is ", recent_window, "; it must be 0 to ", kMaxRecentWindow));
+  }
+  if (max_tokens < 1 || max_tokens > kMaxCacheTokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_tokens is ", max_tokens, "; it must be 1 to ", kMaxCacheTokens));
+  }
+  if (!(max_relative_error >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("max_relative_error is ", max_relative_error,
+                                                   "; it must be a number of at least 0"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<CompactKvCache>> CompactKvCache::Create(
     std::shared_ptr<const ProfileLayout> layout, ComputeBackend* backend,
     const CompactCacheOptions& options) {
-  if (options.recent_window < 0 || options.recent_window > kMaxRecentWindow) {
-    return absl::InvalidArgumentError(absl::StrCat("recent_window is ", options.recent_window,
-                                                   "; it must be 0 to ", kMaxRecentWindow));
-  }
-  if (options.max_tokens < 1 || options.max_tokens > kMaxCacheTokens) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("max_tokens is ", options.max_tokens, "; it must be 1 to ", kMaxCacheTokens));
-  }
-  if (!(options.max_relative_error >= 0)) {
-    return absl::InvalidArgumentError(absl::StrCat("max_relative_error is ",
-                                                   options.max_relative_error,
-                                                   "; it must be a number of at least 0"));
-  }
+  const absl::Status status =
+      CheckCompactLimits(options.recent_window, options.max_tokens, options.max_relative_error);
+  if (!status.ok()) return status;
   return std::unique_ptr<CompactKvCache>(new CompactKvCache(std::move(layout), backend, options));
 }
 

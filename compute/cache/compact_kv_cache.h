@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "compute/cache/dense_kv_cache.h"
 #include "compute/cache/fillable_kv_cache.h"
@@ -23,6 +24,10 @@ struct CompactCacheOptions {
   // Segments in which any part of any layer has a larger measured error stay exact.
   float max_relative_error = std::numeric_limits<float>::infinity();
 };
+
+// InvalidArgument, naming the option, unless these are as CompactCacheOptions says.
+absl::Status CheckCompactLimits(int64_t recent_window, int64_t max_tokens,
+                                float max_relative_error);
 
 // With segments of S tokens: segment 0 (the sink) is exact. Whenever Advance leaves more than W + S
 // tokens behind the compact part, the oldest S of them are encoded as one segment, so that between

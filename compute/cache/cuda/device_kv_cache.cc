@@ -8,27 +8,12 @@
 #include "compute/cache/compact_kv_cache.h"
 
 namespace fourierkv {
-namespace {
-
-constexpr int64_t kMaxRecentWindow = int64_t{1} << 20;
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<DeviceKvCache>> DeviceKvCache::Create(
     std::shared_ptr<DeviceKvPool> pool, const DeviceCacheOptions& options) {
-  if (options.recent_window < 0 || options.recent_window > kMaxRecentWindow) {
-    return absl::InvalidArgumentError(absl::StrCat("recent_window is ", options.recent_window,
-                                                   "; it must be 0 to ", kMaxRecentWindow));
-  }
-  if (options.max_tokens < 1 || options.max_tokens > kMaxCacheTokens) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("max_tokens is ", options.max_tokens, "; it must be 1 to ", kMaxCacheTokens));
-  }
-  if (!(options.max_relative_error >= 0)) {
-    return absl::InvalidArgumentError(absl::StrCat("max_relative_error is ",
-                                                   options.max_relative_error,
-                                                   "; it must be a number of at least 0"));
-  }
+  const absl::Status status =
+      CheckCompactLimits(options.recent_window, options.max_tokens, options.max_relative_error);
+  if (!status.ok()) return status;
   return std::unique_ptr<DeviceKvCache>(new DeviceKvCache(std::move(pool), options));
 }
 
