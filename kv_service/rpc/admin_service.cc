@@ -41,7 +41,7 @@ v1::StoredSegment ToRow(const SegmentSummary& segment, absl::Time now) {
   return row;
 }
 
-absl::Status Explain(ServiceCore& core, const TenantView& view,
+absl::Status Explain(ServiceCore& core, const TenantView& view, absl::Time deadline,
                      const v1::ExplainMissRequest& request, v1::ExplainMissResponse& response) {
   if (request.token_ids_size() > kMostTokens) {
     return absl::InvalidArgumentError(absl::StrCat("token_ids has ", request.token_ids_size(),
@@ -52,12 +52,12 @@ absl::Status Explain(ServiceCore& core, const TenantView& view,
   const absl::StatusOr<int64_t> capacity =
       ParseSequenceCapacity(request.sequence_capacity(), "sequence_capacity");
   if (!capacity.ok()) return capacity.status();
-  const absl::StatusOr<MissReport> report =
-      ExplainMiss(core.store, core.removals, *ns,
-                  std::span<const uint32_t>(request.token_ids().data(), request.token_ids_size()),
-                  *capacity, [&](std::span<const BlockKey> keys) {
-                    return core.tiers.Describe(keys, absl::Now() + kLongestLook);
-                  });
+  const absl::StatusOr<MissReport> report = ExplainMiss(
+      core.store, core.removals, *ns,
+      std::span<const uint32_t>(request.token_ids().data(), request.token_ids_size()), *capacity,
+      [&](std::span<const BlockKey> keys) {
+        return core.tiers.Describe(keys, std::min(deadline, absl::Now() + kLongestLook));
+      });
   if (!report.ok()) return report.status();
   const absl::Time now = absl::Now();
   for (const SegmentFate& fate : report->segments) {
@@ -140,7 +140,9 @@ grpc::Status AdminServiceImpl::ExplainMiss(grpc::ServerContext* context,
                                            const v1::ExplainMissRequest* request,
                                            v1::ExplainMissResponse* response) {
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  return ToGrpc(view.ok() ? Explain(*core_, *view, *request, *response) : view.status());
+  return ToGrpc(
+      view.ok() ? Explain(*core_, *view, absl::FromChrono(context->deadline()), *request, *response)
+                : view.status());
 }
 
 grpc::Status AdminServiceImpl::GetBuildInfo(grpc::ServerContext* /*context*/,

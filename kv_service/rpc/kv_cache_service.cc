@@ -158,7 +158,7 @@ absl::Status DeleteKeys(ServiceCore& core, const TenantView& view, const v1::Del
 }
 
 absl::Status PinKeys(ServiceCore& core, const TenantView& view, const v1::PinRequest& request,
-                     v1::PinResponse& response) {
+                     const Patience& patience, v1::PinResponse& response) {
   absl::StatusOr<std::vector<BlockKey>> keys =
       ParseKeys(request.block_keys(), "block_keys", kMaxKeysPerCall);
   if (!keys.ok()) return keys.status();
@@ -175,6 +175,10 @@ absl::Status PinKeys(ServiceCore& core, const TenantView& view, const v1::PinReq
     if (!view.IsForeign(key)) continue;
     core.store.Release(lease->id).IgnoreError();
     return absl::NotFoundError(absl::StrCat("segment ", key.ToHex(), " is not stored"));
+  }
+  if (absl::Status over = patience.Check(); !over.ok()) {
+    core.store.Release(lease->id).IgnoreError();  // nobody would
+    return over;
   }
   response.set_lease_id(view.TranslateLease(lease->id));
   *response.mutable_ttl() = ToProto(ttl);
@@ -213,8 +217,10 @@ grpc::Status KvCacheServiceImpl::GetSegments(grpc::ServerContext* context,
 
 grpc::Status KvCacheServiceImpl::Pin(grpc::ServerContext* context, const v1::PinRequest* request,
                                      v1::PinResponse* response) {
+  const CallWatch::Call call(&watch_, context, Kind::kUnary);
   const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  return ToGrpc(view.ok() ? PinKeys(*core_, *view, *request, *response) : view.status());
+  return ToGrpc(view.ok() ? PinKeys(*core_, *view, *request, call.patience(), *response)
+                          : view.status());
 }
 
 grpc::Status KvCacheServiceImpl::Release(grpc::ServerContext* context,

@@ -168,7 +168,8 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
   const absl::StatusOr<TenantQuotas::Share> in_flight =
       core.quotas->TakeInFlight(view.tenant(), DenseBytes(*plan));
   if (!in_flight.ok()) return in_flight.status();
-  if (plan->ttl != absl::InfiniteDuration() && plan->ttl > core.limits.max_ttl) {
+  // Too many seconds for a duration are an infinite one.
+  if (request.header().has_ttl() && plan->ttl > core.limits.max_ttl) {
     return absl::InvalidArgumentError(absl::StrCat(
         "header.ttl is ", absl::FormatDuration(plan->ttl), "; it must be above 0 and at most ",
         absl::FormatDuration(core.limits.max_ttl), " (--max-ttl-seconds)"));

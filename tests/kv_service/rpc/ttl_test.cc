@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <string>
 
 #include "slow_tier.h"
@@ -65,6 +66,11 @@ TEST_F(TtlTest, OutOfBoundsItIsRefusedByName) {
     EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument) << wrong;
     EXPECT_THAT(std::string(refused.message()), HasSubstr("ttl")) << wrong;
   }
+  v1::PutHeader endless = MakePutHeader(ns_, sequence_);  // more than a duration holds
+  endless.mutable_ttl()->set_seconds(std::numeric_limits<int64_t>::max());
+  endless.mutable_ttl()->set_nanos(std::numeric_limits<int32_t>::max());
+  EXPECT_EQ(PutSequence(service_.client(), endless, sequence_).status().code(),
+            StatusCode::kInvalidArgument);
   const absl::Status durable = Put(absl::Minutes(1), v1::DURABILITY_DISK).status();
   EXPECT_EQ(durable.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(durable.message()), HasSubstr("durability must be MEMORY"));
