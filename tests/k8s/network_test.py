@@ -24,12 +24,15 @@ def outsider(name, namespace=NAMESPACE, ports=(), **labels):
     return Pod(name, namespace, tuple((key.replace("_", "-"), value) for key, value in labels.items()), ports)
 
 
+REDIS = {"app.kubernetes.io/name": "redis-cluster"}
 OUTSIDERS = [
     outsider("client", fourierkv_access="workers"),
     outsider("router", fourierkv_access="store"),
     outsider("stranger", ports=(("web", "TCP", 80),)),
     outsider("foreign client", "other", fourierkv_access="store"),
     outsider("dns", "kube-system", (("dns", "UDP", 53), ("dns-tcp", "TCP", 53)), k8s_app="kube-dns"),
+    outsider("redis", "redis", (("redis", "TCP", 6379), ("bus", "TCP", 16379)), **REDIS),
+    outsider("other redis", "other", (("redis", "TCP", 6379),), **REDIS),
     outsider("other system pod", "kube-system", (("dns", "UDP", 53),)),
     Pod("prometheus", "monitoring", (("app.kubernetes.io/name", "prometheus"),)),
     Pod("false prometheus", "other", (("app.kubernetes.io/name", "prometheus"),)),
@@ -103,10 +106,15 @@ class NetworkTest(unittest.TestCase):
             ("decode", "dns", "dns"),
             ("decode", "dns", "dns-tcp"),
         }
-        scrape = {("prometheus", "server", "metrics")}
+        production = {
+            ("prometheus", "server", "metrics"),
+            ("server", "redis", "redis"),
+            ("server", "dns", "dns"),
+            ("server", "dns", "dns-tcp"),
+        }
         for name in OVERLAYS:
             with self.subTest(name):
-                self.assertEqual(connections(Overlay(name)), intended | (scrape if name == "production" else set()))
+                self.assertEqual(connections(Overlay(name)), intended | (production if name == "production" else set()))
 
     def test_without_policies_everything_would_be_open(self):
         overlay = Overlay("dev")

@@ -133,6 +133,12 @@ class WorkloadsTest(unittest.TestCase):
             # Not the root of a file system, which has folders of its own.
             self.assertTrue(server.config["disk-path"].startswith(mount["mountPath"] + "/"))
 
+    def test_servers_are_many_only_where_they_share_a_tier(self):
+        for name in OVERLAYS:
+            (server,) = [w for w in Overlay(name).workloads() if w.program == "fourierkv-server"]
+            self.assertEqual(server.thing["spec"]["replicas"], 2 if "redis" in server.config else 1)
+            self.assertEqual("redis" in server.config, name == "production")
+
     @for_each_workload
     def test_pods_have_the_time_to_drain(self, _, workload):
         (sleep, seconds) = workload.container["lifecycle"]["preStop"]["exec"]["command"]
