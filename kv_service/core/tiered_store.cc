@@ -61,8 +61,10 @@ WriteBack::Stats TieredStore::write_back() const {
   return write_back_ != nullptr ? write_back_->stats() : WriteBack::Stats();
 }
 
+// Half of the time that is left at most: enough remains to answer without a tier that is late.
 Patience TieredStore::LookPatience(const Patience& patience) const {
-  return patience.Until(absl::Now() + options_.longest_look);
+  const absl::Time now = absl::Now();
+  return patience.Until(now + std::min(options_.longest_look, (patience.deadline() - now) / 2));
 }
 
 std::vector<std::optional<TieredStore::Located>> TieredStore::Locate(std::span<const BlockKey> keys,
