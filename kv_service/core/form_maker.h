@@ -31,7 +31,7 @@ struct MakeJob {
 };
 
 // All of `jobs`, some milliseconds of work in a call of the backend; whole sequences part by part.
-// DeadlineExceeded when `patience` is over; ResourceExhausted if the budget has no room; OutOfRange
+// Patience::Check when that is over; ResourceExhausted if the budget has no room; OutOfRange
 // if values are too far from what the profile's archive section was made for; otherwise the
 // backend's errors. Results are undefined after an error.
 absl::Status MakeForms(std::span<MakeJob> jobs, ComputeBackend& backend, MemoryBudget& budget,

@@ -38,7 +38,7 @@ class PartCollector {
     int64_t bounded_segments = 0;
   };
 
-  // The references must outlive it, but for the plan. Encoding ends with DeadlineExceeded when
+  // The references must outlive it, but for the plan. Encoding ends as Patience::Check says when
   // `patience` is over.
   PartCollector(const PutPlan& plan, const std::vector<PlannedSegment>& segments,
                 MemoryBudget& budget, ComputeBackend& backend, StoreMetrics& metrics,

@@ -18,12 +18,16 @@ namespace fourierkv {
 // Whether a call has ended before its work did. Thread safe.
 class CallEnd {
  public:
-  // Nobody waits any more. The first time counts.
-  void Come(absl::Time now) {
+  // Nobody waits any more: the caller gave up, or `late`, was told that its deadline has passed.
+  // The first time counts.
+  void Come(absl::Time now, bool late = false) {
     int64_t not_yet = kNotYet;
+    if (late) late_.store(true);  // seen by whoever sees the time
     at_.compare_exchange_strong(not_yet, absl::ToUnixNanos(now));
   }
   bool came() const { return at_.load(std::memory_order_relaxed) != kNotYet; }
+  // Whether it came because the caller gave up.
+  bool cancelled() const { return at_.load() != kNotYet && !late_.load(); }
   // The far future until it came.
   absl::Time at() const {
     const int64_t at = at_.load(std::memory_order_relaxed);
@@ -33,7 +37,13 @@ class CallEnd {
  private:
   static constexpr int64_t kNotYet = std::numeric_limits<int64_t>::max();
   std::atomic<int64_t> at_{kNotYet};
+  std::atomic<bool> late_{false};
 };
+
+// Whether work was not done because nobody waited any longer.
+inline bool IsGivenUp(const absl::Status& status) {
+  return absl::IsCancelled(status) || absl::IsDeadlineExceeded(status);
+}
 
 // Until a time, and of work for a call no longer than that lasts. Whoever takes one returns soon
 // after it is over: loops ask it every few milliseconds of work. A value; thread safe.
@@ -57,10 +67,16 @@ class Patience {
     return (call_ != nullptr && call_->came()) ||
            (deadline_ != absl::InfiniteFuture() && absl::Now() >= deadline_);
   }
-  // DeadlineExceeded if it is over.
-  absl::Status Check() const {
-    if (!over()) return absl::OkStatus();
-    return absl::DeadlineExceededError("nobody waits for this any more");
+  // Whether the caller gave up before the deadline.
+  bool cancelled() const {
+    return call_ != nullptr && call_->cancelled() && call_->at() < deadline_;
+  }
+  // OK while it is not over; then Cancelled if the caller gave up, else DeadlineExceeded.
+  absl::Status Check() const { return over() ? Over() : absl::OkStatus(); }
+  // What work that was not done before it was over comes to.
+  absl::Status Over() const {
+    return cancelled() ? absl::CancelledError("the call was cancelled")
+                       : absl::DeadlineExceededError("it was not done in time");
   }
 
  private:

@@ -1,11 +1,14 @@
 #include "kv_service/core/put_session.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "compute/base/content_hash.h"
 #include "kv_service/core/kill_point.h"
 #include "kv_service/core/part_collector.h"
+#include "kv_service/core/put_size.h"
+#include "kv_service/core/tenant_salt.h"
 #include "kv_service/core/tiered_store.h"
 
 namespace fourierkv {
@@ -87,9 +90,20 @@ absl::StatusOr<std::unique_ptr<PutSession>> PutManager::Begin(PutPlan plan,
   session->pin_ = store_->Pin(keys);
   if (auto s = CheckParent(*store_, plan); !s.ok()) return s;
   const auto stored = store_->Get(plan_keys);
+  int64_t known_bytes = 0;
+  bool any_needed = false;
   for (size_t i = 0; i < segments.size(); ++i) {
     segments[i].needed =
         IsNeeded(segments[i], stored[i], below[i], plan.compressed_form, plan.max_relative_error);
+    if (segments[i].needed) known_bytes += KnownBytes(plan, segments[i], stored[i]);
+    any_needed = any_needed || segments[i].needed;
+  }
+  if (any_needed) {
+    // Before any payload comes: it would come in vain. What is not known yet has one byte at least.
+    auto pledge = store_->Pledge(TenantOf(plan.context->ns), std::max<int64_t>(1, known_bytes),
+                                 plan.tenant_limit_bytes);
+    if (!pledge.ok()) return pledge.status();
+    session->pledge_ = *std::move(pledge);
   }
   session->Start(std::move(plan), std::move(segments), *backend_, patience);
   return session;
@@ -196,6 +210,7 @@ absl::StatusOr<PutStats> PutSession::Commit(const Patience& tier_patience) {
   }
   const auto result = store_->Commit(std::move(batch), tenant_limit_bytes_, store_->Now() + ttl_);
   if (!result.ok()) return End(result.status());
+  pledge_.Release();  // counted as stored from now on
   KillPoint("put.in_memory");
   if (tiers_ != nullptr && ttl_ == absl::InfiniteDuration()) {
     std::vector<BlockKey> keys;
@@ -220,6 +235,7 @@ absl::Status PutSession::End(absl::Status why) {
   ended_ = std::move(why);
   collector_->Clear();
   pin_.Release();
+  pledge_.Release();
   return ended_;
 }
 

@@ -94,6 +94,7 @@ class PutSession {
   int layers_ = 0;
   std::vector<PlannedSegment> segments_;
   SegmentPin pin_;
+  TenantPledge pledge_;                       // of the room that it is known to need
   std::unique_ptr<PartCollector> collector_;  // null until started; refers to segments_
   absl::Status ended_;
   bool committed_ = false;
@@ -107,9 +108,10 @@ class PutManager {
              TieredStore* tiers = nullptr);
 
   // InvalidArgument naming the field of the plan; FailedPrecondition if the parent is not stored
-  // (any more) or its index or namespace does not fit; ResourceExhausted with max_sessions running.
+  // (any more) or its index or namespace does not fit; ResourceExhausted with max_sessions running,
+  // or if what is known of its size does not fit beside what its tenant stores and is putting.
   // Looks into tiers for as long as `tier_patience` lasts. What the session does, its commit too,
-  // ends with DeadlineExceeded when `patience` is over.
+  // ends as Patience::Check says when `patience` is over.
   absl::StatusOr<std::unique_ptr<PutSession>> Begin(
       PutPlan plan, const Patience& tier_patience = absl::InfiniteFuture(),
       const Patience& patience = absl::InfiniteFuture());

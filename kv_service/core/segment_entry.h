@@ -71,7 +71,11 @@ struct SegmentEntry : EvictionNode {
   int32_t children = 0;
   int32_t full_children = 0;  // those that are no tails
   int32_t holds = 0;
+  int32_t kept_children = 0;  // those that are kept
   HeldFormSet forms;
+
+  // Held, or before something that is: not missing, whatever its time.
+  bool kept() const { return holds > 0 || kept_children > 0; }
 
   const BlockKey& parent_key() const {
     return parent != nullptr ? parent->key : space->context->root;

@@ -83,7 +83,7 @@ class SegmentReader {
   // the first that can be made; in either case the first of these within the want's error. What
   // tiers do not give in `tier_patience` is missing. InvalidArgument if a want names no form or no
   // error that can be; ResourceExhausted if the budget has no room to encode a segment whose error
-  // matters; DeadlineExceeded when `patience` is over.
+  // matters; Patience::Check when that is over.
   absl::StatusOr<std::vector<OpenSegment>> Open(
       std::span<const SegmentWant> wants, const Patience& tier_patience = absl::InfiniteFuture(),
       const Patience& patience = absl::InfiniteFuture());
@@ -91,7 +91,7 @@ class SegmentReader {
   // K and V of `layer` of every open segment, checksums verified, made in one call of the backend.
   // A segment found damaged becomes missing = kCorrupt in `open` too and stays so for later layers.
   // OutOfRange for a layer that an open segment does not have; ResourceExhausted if `scratch` has
-  // no room; DeadlineExceeded when `patience` is over.
+  // no room; Patience::Check when that is over.
   absl::StatusOr<std::vector<LayerRead>> ReadLayer(
       std::span<OpenSegment> open, int layer, const Patience& patience = absl::InfiniteFuture());
 
@@ -101,7 +101,7 @@ class SegmentReader {
   absl::StatusOr<FormPtr> EnsureCompact(const BlockKey& key);
 
   // Verifies everything that memory holds, as ReadLayer does, and touches nothing. What comes
-  // meanwhile may be left out. DeadlineExceeded.
+  // meanwhile may be left out. Patience::Check.
   absl::StatusOr<MemoryCheck> CheckMemory(const Patience& patience);
 
  private:

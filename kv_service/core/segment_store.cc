@@ -13,19 +13,6 @@
 namespace fourierkv {
 namespace {
 
-absl::Status CheckLease(size_t keys, absl::Duration ttl) {
-  if (ttl <= absl::ZeroDuration() || ttl > kMaxLeaseTtl) {
-    return absl::InvalidArgumentError(absl::StrCat("lease ttl is ", absl::FormatDuration(ttl),
-                                                   "; it must be above 0 and at most ",
-                                                   absl::FormatDuration(kMaxLeaseTtl)));
-  }
-  if (keys < 1 || static_cast<int64_t>(keys) > kMaxLeaseKeys) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a lease on ", keys, " keys; it must be on 1 to ", kMaxLeaseKeys));
-  }
-  return absl::OkStatus();
-}
-
 // What a segment's parent must fit to.
 struct Place {
   const NamespaceContext* context;
@@ -50,25 +37,15 @@ absl::Status CheckParent(const StoredSegment& segment, std::optional<Place> pare
   return absl::OkStatus();
 }
 
+absl::Status CheckTenantRoom(int64_t held, int64_t pledged, int64_t more, int64_t limit) {
+  if (more <= std::max<int64_t>(0, limit - held - pledged)) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the tenant stores ", held, " of its ", limit, " bytes (quota stored_bytes)",
+                   pledged > 0 ? absl::StrCat(" and is putting ", pledged) : "", "; ", more,
+                   " more do not fit: delete segments, or wait until some are evicted"));
+}
+
 }  // namespace
-
-SegmentPin::SegmentPin(SegmentPin&& other) noexcept
-    : store_(std::exchange(other.store_, nullptr)), keys_(std::move(other.keys_)) {}
-
-SegmentPin& SegmentPin::operator=(SegmentPin&& other) noexcept {
-  if (this != &other) {
-    Release();
-    store_ = std::exchange(other.store_, nullptr);
-    keys_ = std::move(other.keys_);
-  }
-  return *this;
-}
-
-void SegmentPin::Release() {
-  if (store_ != nullptr) store_->Unpin(keys_);
-  store_ = nullptr;
-  keys_.clear();
-}
 
 SegmentStore::SegmentStore(std::shared_ptr<MemoryBudget> budget,
                            std::shared_ptr<StoreMetrics> metrics, Clock clock,
@@ -97,7 +74,7 @@ absl::StatusOr<MatchResult> SegmentStore::Match(std::span<const BlockKey> keys,
   result.segments.reserve(keys.size());
   Garbage garbage;
   std::lock_guard<std::mutex> lock(mutex_);
-  if (lease || tree_->any_expire()) ExpireLocked(garbage);
+  ExpireLocked(garbage);
   tree_->BeginTouch(clock_());
   const auto match = [&](const BlockKey& key) -> const SegmentEntry* {
     SegmentEntry* const entry = FindLocked(key);
@@ -132,7 +109,7 @@ std::vector<std::optional<StoredSegment>> SegmentStore::Get(std::span<const Bloc
   std::vector<std::optional<StoredSegment>> result(keys.size());
   Garbage garbage;
   std::lock_guard<std::mutex> lock(mutex_);
-  if (tree_->any_expire()) ExpireLocked(garbage);
+  ExpireLocked(garbage);
   tree_->BeginTouch(clock_());
   for (size_t i = 0; i < keys.size(); ++i) {
     SegmentEntry* const entry = FindLocked(keys[i]);
@@ -165,7 +142,9 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
   const auto new_at_most =
       std::count_if(batch.begin(), batch.end(),
                     [](const StoredSegment& segment) { return segment.HoldsAnything(); });
-  auto overhead = budget_->TryReserve(new_at_most * kSegmentOverheadBytes);
+  const bool mortal = expires != absl::InfiniteFuture();
+  auto overhead = budget_->TryReserve(
+      new_at_most * (kSegmentOverheadBytes + (mortal ? kMortalOverheadBytes : 0)));
   if (!overhead.ok()) return overhead.status();
   std::lock_guard<std::mutex> lock(mutex_);
   absl::flat_hash_map<BlockKey, const StoredSegment*> earlier;
@@ -189,7 +168,7 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
   }
   if (auto s = CheckTenantLocked(batch, tenant_limit); !s.ok()) return s;
   CommitResult result;
-  const int64_t until = expires == absl::InfiniteFuture() ? kNever : absl::ToUnixNanos(expires);
+  const int64_t until = mortal ? absl::ToUnixNanos(expires) : kNever;
   tree_->BeginTouch(clock_());
   for (size_t i = 0; i < batch.size(); ++i) {
     StoredSegment& segment = batch[i];
@@ -229,10 +208,33 @@ absl::Status SegmentStore::CheckTenantLocked(std::span<const StoredSegment> batc
     }
   }
   const int64_t held = tree_->TenantBytes(TenantOf(batch.front().context->ns));
-  if (more <= std::max<int64_t>(0, limit - held)) return absl::OkStatus();
-  return absl::ResourceExhaustedError(
-      absl::StrCat("the tenant stores ", held, " of its ", limit, " bytes (quota stored_bytes); ",
-                   more, " more do not fit: delete segments, or wait until some are evicted"));
+  return CheckTenantRoom(held, 0, more, limit);
+}
+
+absl::StatusOr<TenantPledge> SegmentStore::Pledge(absl::string_view tenant, int64_t bytes,
+                                                  int64_t limit) {
+  TenantPledge pledge;
+  if (limit <= 0) return pledge;
+  std::lock_guard<std::mutex> lock(mutex_);
+  int64_t& pledged = pledged_[std::string(tenant)];
+  absl::Status room = CheckTenantRoom(tree_->TenantBytes(tenant), pledged, bytes, limit);
+  if (!room.ok() || bytes == 0) {
+    if (pledged == 0) pledged_.erase(std::string(tenant));
+    if (!room.ok()) return room;
+    return pledge;
+  }
+  pledged += bytes;
+  pledge.store_ = this;
+  pledge.tenant_ = std::string(tenant);
+  pledge.bytes_ = bytes;
+  return pledge;
+}
+
+void SegmentStore::Unpledge(const std::string& tenant, int64_t bytes) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto it = pledged_.find(tenant);
+  it->second -= bytes;
+  if (it->second == 0) pledged_.erase(it);
 }
 
 absl::Status SegmentStore::Anchor(std::span<const StoredSegment> places) {
@@ -321,66 +323,22 @@ absl::StatusOr<DeleteResult> SegmentStore::Delete(std::span<const BlockKey> keys
   return result;
 }
 
-absl::StatusOr<Lease> SegmentStore::AcquireLease(std::span<const BlockKey> keys,
-                                                 absl::Duration ttl) {
-  if (auto s = CheckLease(keys.size(), ttl); !s.ok()) return s;
-  Garbage garbage;
-  std::lock_guard<std::mutex> lock(mutex_);
-  ExpireLocked(garbage);
-  for (const BlockKey& key : keys) {
-    if (FindLocked(key) == nullptr) {
-      return absl::NotFoundError(absl::StrCat("segment ", key.ToHex(), " is not stored"));
-    }
-  }
-  return GrantLocked({keys.begin(), keys.end()}, ttl);
-}
-
-absl::Status SegmentStore::Release(uint64_t lease_id) {
-  Garbage garbage;
-  std::lock_guard<std::mutex> lock(mutex_);
-  ExpireLocked(garbage);
-  const std::vector<BlockKey> keys = leases_.Remove(lease_id);
-  if (keys.empty()) {
-    return absl::NotFoundError(
-        absl::StrCat("there is no lease ", lease_id, "; it may have expired"));
-  }
-  UnholdLocked(keys);
-  return absl::OkStatus();
-}
-
-int64_t SegmentStore::ExpireLeases() {
-  Garbage garbage;
-  std::lock_guard<std::mutex> lock(mutex_);
-  return ExpireLocked(garbage);
-}
-
-SegmentPin SegmentStore::Pin(std::span<const BlockKey> keys) {
-  SegmentPin pin;
-  pin.store_ = this;
-  std::lock_guard<std::mutex> lock(mutex_);
-  for (const BlockKey& key : keys) {
-    SegmentEntry* const entry = FindLocked(key);
-    if (entry == nullptr) continue;
-    tree_->Hold(*entry);
-    pin.keys_.push_back(key);
-  }
-  return pin;
-}
-
 int64_t SegmentStore::Evict(int64_t bytes) {
   Garbage garbage;  // destroyed after the lock
   std::lock_guard<std::mutex> lock(mutex_);
+  const int64_t overhead = overhead_.bytes();
   ExpireLocked(garbage);
-  int64_t expired = 0;
-  for (const FormPtr& form : garbage) expired += form->bytes();
-  SegmentTree::Evicted evicted =
-      tree_->Evict(std::max<int64_t>(0, bytes - expired), kSegmentOverheadBytes, garbage);
+  int64_t freed = overhead - overhead_.bytes();
+  for (const FormPtr& form : garbage) freed += form->bytes();
+  const SegmentTree::Evicted evicted =
+      tree_->Evict(std::max<int64_t>(0, bytes - freed), kSegmentOverheadBytes, garbage);
+  const int64_t before = overhead_.bytes();
   SettleLocked();
-  evicted.bytes += evicted.segments * kSegmentOverheadBytes;
-  StoreMetrics::Add(metrics_->evicted_bytes, evicted.bytes);
+  const int64_t evicted_bytes = evicted.bytes + before - overhead_.bytes();
+  StoreMetrics::Add(metrics_->evicted_bytes, evicted_bytes);
   StoreMetrics::Add(metrics_->evicted_segments, evicted.segments);
   StoreMetrics::Add(metrics_->evicted_exact_forms, evicted.exact_forms);
-  return evicted.bytes + expired;
+  return freed + evicted_bytes;
 }
 
 StoreStats SegmentStore::Stats() const {
@@ -425,54 +383,16 @@ std::vector<std::shared_ptr<const NamespaceContext>> SegmentStore::Namespaces() 
   return contexts;
 }
 
-absl::StatusOr<Lease> SegmentStore::GrantLocked(std::vector<BlockKey> keys, absl::Duration ttl) {
-  if (leases_.size() >= kMaxLeases) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(kMaxLeases, " leases are held, which is the most; release some"));
-  }
-  if (static_cast<int64_t>(keys.size()) > kMaxLeasedKeys - leases_.keys()) {
-    return absl::ResourceExhaustedError(absl::StrCat("leases hold ", leases_.keys(), " keys; with ",
-                                                     keys.size(), " more there would be above ",
-                                                     kMaxLeasedKeys, ": release some"));
-  }
-  for (const BlockKey& key : keys) tree_->Hold(*tree_->Find(key));
-  StoreMetrics::Add(metrics_->leases_granted, 1);
-  return leases_.Add(std::move(keys), clock_() + ttl);
-}
-
 SegmentEntry* SegmentStore::FindLocked(const BlockKey& key) const {
   SegmentEntry* const entry = tree_->Find(key);
   if (entry == nullptr || entry->expires_at == kNever) return entry;
   return SegmentTree::IsExpired(*entry, absl::ToUnixNanos(clock_())) ? nullptr : entry;
 }
 
-int64_t SegmentStore::ExpireLocked(Garbage& garbage) {
-  const absl::Time now = clock_();
-  int64_t expired = 0;
-  for (auto keys = leases_.RemoveExpired(now); !keys.empty(); keys = leases_.RemoveExpired(now)) {
-    UnholdLocked(keys);
-    ++expired;
-  }
-  StoreMetrics::Add(metrics_->leases_expired, expired);
-  const int64_t before = tree_->stats().segments;
-  tree_->RemoveExpired(absl::ToUnixNanos(now), garbage);
-  if (tree_->stats().segments != before) SettleLocked();
-  return expired;
-}
-
-void SegmentStore::UnholdLocked(std::span<const BlockKey> keys) {
-  // Present: what is held is never removed.
-  for (const BlockKey& key : keys) tree_->Unhold(*tree_->Find(key));
-}
-
 void SegmentStore::SettleLocked() {
-  const int64_t due = tree_->stats().segments * kSegmentOverheadBytes;
+  const int64_t due =
+      tree_->stats().segments * kSegmentOverheadBytes + tree_->mortal() * kMortalOverheadBytes;
   overhead_.Shrink(overhead_.bytes() - due);
-}
-
-void SegmentStore::Unpin(std::span<const BlockKey> keys) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  UnholdLocked(keys);
 }
 
 }  // namespace fourierkv

@@ -8,8 +8,10 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -28,8 +30,9 @@ inline constexpr int64_t kMaxLeases = 65536;
 inline constexpr int64_t kMaxLeasedKeys = int64_t{1} << 22;  // over all leases
 inline constexpr absl::Duration kMaxLeaseTtl = absl::Hours(24 * 7);
 
-// Bookkeeping bytes charged for a segment beside its blobs.
+// Bookkeeping bytes charged for a segment beside its blobs, and for one that is not for ever.
 inline constexpr int64_t kSegmentOverheadBytes = 1024;
+inline constexpr int64_t kMortalOverheadBytes = 64;
 
 struct MatchResult {
   std::vector<SegmentSummary> segments;  // the longest stored prefix of the keys asked for
@@ -69,6 +72,23 @@ class SegmentPin {
   std::vector<BlockKey> keys_;
 };
 
+// Room of a tenant's that a put counts on until it is committed or given up; given back on
+// destruction. The store must outlive it.
+class TenantPledge {
+ public:
+  TenantPledge() = default;
+  TenantPledge(TenantPledge&& other) noexcept;
+  TenantPledge& operator=(TenantPledge&& other) noexcept;
+  ~TenantPledge() { Release(); }
+  void Release();
+
+ private:
+  friend class SegmentStore;
+  SegmentStore* store_ = nullptr;
+  std::string tenant_;
+  int64_t bytes_ = 0;
+};
+
 // Thread safe; no operation copies or encodes payload under the lock.
 //
 // Invariants: the parent of every segment is stored too, or is its namespace's root; a tail has no
@@ -78,9 +98,9 @@ class SegmentPin {
 //
 // Of EXACT and LOSSLESS a segment holds one at most: either is the other.
 //
-// Segments that were committed for a time only are missing when it is over, unless they are leased
-// or pinned; they go when somebody looks into the store next, children before parents. A parent
-// lives as long as its children.
+// Segments that were committed for a time only are missing when it is over, unless they, or what
+// continues them, are leased or pinned; they go when somebody looks into the store next, or with
+// Expire, children before parents. A parent lives as long as its children.
 //
 // Eviction, when the budget asks for room: first the exact data (least recently used first) of
 // segments that also hold the compact or archived form, within their error bound, and have a full
@@ -128,6 +148,11 @@ class SegmentStore {
   absl::StatusOr<CommitResult> Commit(std::vector<StoredSegment> batch, int64_t tenant_limit = 0,
                                       absl::Time expires = absl::InfiniteFuture());
 
+  // Sets `bytes` of a tenant's `limit` aside (0: no limit), for a put whose size is known before
+  // its payload comes: ResourceExhausted if they do not fit beside what the tenant stores and what
+  // its other puts have set aside.
+  absl::StatusOr<TenantPledge> Pledge(absl::string_view tenant, int64_t bytes, int64_t limit);
+
   // Gives segments that are held elsewhere a place here: those of `places`, parents before
   // children, that are not stored become holes. Statuses as Commit's.
   absl::Status Anchor(std::span<const StoredSegment> places);
@@ -152,9 +177,10 @@ class SegmentStore {
   absl::StatusOr<Lease> AcquireLease(std::span<const BlockKey> keys, absl::Duration ttl);
   // NotFound if there is no such lease, e.g. because it expired.
   absl::Status Release(uint64_t lease_id);
-  // Ends leases that are past their time, and removes segments; every operation that these matter
-  // to does so by itself.
-  int64_t ExpireLeases();
+  // Ends leases that are past their time, and removes some segments, a fraction of a millisecond of
+  // work; true if more are to go. Every operation that these matter to does the same; this is for a
+  // store that nobody uses.
+  bool Expire();
 
   // Pins those of `keys` that are stored.
   SegmentPin Pin(std::span<const BlockKey> keys);
@@ -180,15 +206,18 @@ class SegmentStore {
  private:
   using Garbage = std::vector<FormPtr>;  // destroyed after the lock
   friend class SegmentPin;
+  friend class TenantPledge;
+  static absl::Status CheckLease(size_t keys, absl::Duration ttl);
   absl::StatusOr<Lease> GrantLocked(std::vector<BlockKey> keys, absl::Duration ttl);
-  // Leases, and segments whose time is over.
-  int64_t ExpireLocked(Garbage& garbage);
+  // Leases, and segments whose time is over; true if there are more of these.
+  bool ExpireLocked(Garbage& garbage);
   // As SegmentTree::Find, but null for what has expired.
   SegmentEntry* FindLocked(const BlockKey& key) const;
   void UnholdLocked(std::span<const BlockKey> keys);
   absl::Status CheckTenantLocked(std::span<const StoredSegment> batch, int64_t limit) const;
   void SettleLocked();  // charges the budget for the segments that there are now
   void Unpin(std::span<const BlockKey> keys);
+  void Unpledge(const std::string& tenant, int64_t bytes);
 
   const std::shared_ptr<MemoryBudget> budget_;
   const std::shared_ptr<StoreMetrics> metrics_;
@@ -197,6 +226,7 @@ class SegmentStore {
   std::unique_ptr<SegmentTree> tree_;
   MemoryReservation overhead_;  // of all segments
   LeaseTable leases_;
+  absl::flat_hash_map<std::string, int64_t> pledged_;  // bytes, by tenant; none is 0
 };
 
 }  // namespace fourierkv

@@ -54,7 +54,8 @@ struct TierStats {
 // Thread safe. Calls block, so they are made from threads of their own (TierRunner); they return
 // soon after `patience` is over where they can, but nobody relies on it. Statuses, unless told
 // otherwise:
-//   DeadlineExceeded    not done while somebody waited; a write may have happened all the same
+//   DeadlineExceeded    not done in time; a write may have happened all the same
+//   Cancelled           the same of a call that was given up: no failure of the tier
 //   Unavailable         the tier fails; memory goes on without it
 //   ResourceExhausted   no room: in the tier for a write, in the budget for a read
 class SegmentTier {

@@ -53,6 +53,7 @@ SegmentEntry& SegmentTree::Insert(StoredSegment segment) {
   entry.capacity = static_cast<int32_t>(segment.capacity);
   entry.error_bound = segment.error_bound;
   entry.expires_at = 0;
+  ++mortal_;
   for (const SegmentForm form : kHeldForms) {
     FormPtr& given = segment.forms[form];
     if (given == nullptr || entry.forms.Place(form) != nullptr) continue;
@@ -120,39 +121,44 @@ void SegmentTree::Touch(SegmentEntry& entry) {
 }
 
 void SegmentTree::Extend(SegmentEntry& entry, int64_t when) {
-  // Whoever lives as long has passed it on to its ancestors.
+  // Whoever lives as long has passed it on to its ancestors. None of these is a leaf.
   for (SegmentEntry* e = &entry; e != nullptr && e->expires_at < when; e = e->parent) {
-    expiring_.erase({e->expires_at, e});
+    const bool queued = expiring_.erase({e->expires_at, e}) > 0;
+    if (when == kNever) --mortal_;
     e->expires_at = when;
-    if (when != kNever) expiring_.insert({when, e});
+    if (queued && when != kNever) expiring_.insert({when, e});
   }
 }
 
-void SegmentTree::RemoveExpired(int64_t now, Garbage& garbage) {
-  // From where the last call stopped, so that entries which are held do not hide those behind them.
-  auto it = expiring_.upper_bound(last_expired_);
-  if (it == expiring_.end() || it->first > now) it = expiring_.begin();
-  for (int left = kExpiredAtOnce; left > 0 && it != expiring_.end() && it->first <= now; --left) {
-    last_expired_ = *it;
-    // A parent can go once its children have.
-    SegmentEntry* entry = it->second;
-    while (entry != nullptr && entry->expires_at <= now && entry->holds == 0 &&
-           entry->children == 0 && left > 0) {
-      --left;
-      SegmentEntry* const parent = entry->parent;
-      Remove(*entry, RemovalReason::kDeleted, garbage);
-      entry = parent;
-    }
-    it = expiring_.upper_bound(last_expired_);
+bool SegmentTree::RemoveExpired(int64_t now, Garbage& garbage) {
+  // A parent is queued when its last child goes.
+  for (int left = kExpiredAtOnce; !expiring_.empty(); --left) {
+    const auto [when, entry] = *expiring_.begin();
+    if (when > now) break;
+    if (left == 0) return true;
+    Remove(*entry, RemovalReason::kDeleted, garbage);
   }
+  return false;
 }
 
 void SegmentTree::Hold(SegmentEntry& entry) {
-  if (++entry.holds == 1) Refresh(entry);
+  if (++entry.holds > 1) return;
+  if (entry.kept_children == 0) PassOnKept(entry, 1);
+  Refresh(entry);
 }
 
 void SegmentTree::Unhold(SegmentEntry& entry) {
-  if (--entry.holds == 0) Refresh(entry);
+  if (--entry.holds > 0) return;
+  if (entry.kept_children == 0) PassOnKept(entry, -1);
+  Refresh(entry);
+}
+
+void SegmentTree::PassOnKept(SegmentEntry& entry, int sign) {
+  for (SegmentEntry* e = entry.parent; e != nullptr; e = e->parent) {
+    const bool anyway = e->holds > 0 || e->kept_children > (sign > 0 ? 0 : 1);
+    e->kept_children += sign;
+    if (anyway) break;
+  }
 }
 
 void SegmentTree::Remove(SegmentEntry& entry, RemovalReason reason, Garbage& garbage) {
@@ -160,6 +166,7 @@ void SegmentTree::Remove(SegmentEntry& entry, RemovalReason reason, Garbage& gar
   if (observer_ != nullptr && !entry.forms.empty()) observer_->Gone(entry, reason);
   index_.Update(entry, false, false);
   expiring_.erase({entry.expires_at, &entry});
+  if (entry.expires_at != kNever) --mortal_;
   if (SegmentEntry* const parent = entry.parent; parent != nullptr) {
     SegmentEntry*& link = entry.previous_sibling != nullptr ? entry.previous_sibling->next_sibling
                                                             : parent->first_child;
@@ -221,6 +228,12 @@ void SegmentTree::Refresh(SegmentEntry& entry) {
                                compressed->max_relative_error() <= entry.error_bound;
   const bool removable = entry.holds == 0 && entry.children == 0;
   index_.Update(entry, exact_droppable, removable);
+  if (entry.expires_at == kNever) return;
+  if (removable) {
+    expiring_.insert({entry.expires_at, &entry});
+  } else {
+    expiring_.erase({entry.expires_at, &entry});
+  }
 }
 
 }  // namespace fourierkv

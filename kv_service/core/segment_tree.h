@@ -72,19 +72,23 @@ class SegmentTree {
   void Touch(SegmentEntry& entry);
 
   // Lets an entry, and all before it, live until `when` (nanoseconds since the epoch, or kNever) at
-  // least. Insert gives entries no time at all: to be called next.
+  // least. Insert gives entries no time at all: to be called next. Costs a store for each entry
+  // before it that would not have lived as long, as Touch does, and no more: only leaves are
+  // queued.
   void Extend(SegmentEntry& entry, int64_t when);
-  // Whether the entry's time is over, and nobody holds it: it is to be missing.
+  // Whether the entry's time is over, and nobody holds it or what continues it: it is to be
+  // missing.
   static bool IsExpired(const SegmentEntry& entry, int64_t now) {
-    return entry.expires_at <= now && entry.holds == 0;
+    return entry.expires_at <= now && !entry.kept();
   }
-  // Whether any entry is not for ever.
-  bool any_expire() const { return !expiring_.empty(); }
+  // How many entries are not for ever.
+  int64_t mortal() const { return mortal_; }
   // Removes some of those whose time is over, unless something holds or follows them: deleted, as
-  // who stored them wished.
-  void RemoveExpired(int64_t now, Garbage& garbage);
+  // who stored them wished. True if there are more.
+  bool RemoveExpired(int64_t now, Garbage& garbage);
 
-  // Entries with holds are not evicted. Unhold undoes one Hold.
+  // Entries with holds are not evicted, and neither they nor what is before them expire. Unhold
+  // undoes one Hold. Both walk up to the first entry that is kept anyway.
   void Hold(SegmentEntry& entry);
   void Unhold(SegmentEntry& entry);
 
@@ -126,7 +130,10 @@ class SegmentTree {
   IndexedNamespace* Enter(const std::shared_ptr<const NamespaceContext>& context);
   void Leave(IndexedNamespace& space);
   void Count(const SegmentEntry& entry, const FormPtr& form, int sign);
+  // After holds, children or forms have changed.
   void Refresh(SegmentEntry& entry);
+  // Counts the entry as kept, or no longer, in those before it.
+  void PassOnKept(SegmentEntry& entry, int sign);
 
   SegmentObserver* const observer_;
   EntrySlab slab_;
@@ -134,9 +141,9 @@ class SegmentTree {
   absl::flat_hash_map<Digest, std::unique_ptr<IndexedNamespace>> namespaces_;
   std::map<std::string, TenantShare> tenants_;  // of those with namespaces
   EvictionIndex index_;
-  std::set<std::pair<int64_t, SegmentEntry*>> expiring_;  // those that are not for ever
-  // Where RemoveExpired stopped: for comparisons, the entry may be gone.
-  std::pair<int64_t, SegmentEntry*> last_expired_ = {0, nullptr};
+  // Those that are not for ever and that nothing holds or follows.
+  std::set<std::pair<int64_t, SegmentEntry*>> expiring_;
+  int64_t mortal_ = 0;
   StoreStats stats_;
   uint64_t tick_ = 0;
   int64_t now_ = 0;  // nanoseconds since the epoch

@@ -30,6 +30,7 @@ struct StoreMetrics {
   Counter evicted_bytes{0};
   Counter leases_granted{0};
   Counter leases_expired{0};
+  Counter segments_expired{0};  // their time was over
 
   Counter encoded_dense_bytes{0};  // input of the encoder
   Counter encode_nanoseconds{0};

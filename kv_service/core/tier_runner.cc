@@ -11,8 +11,6 @@ namespace {
 constexpr size_t kMaxQueued = 4096;
 constexpr absl::Duration kLookEvery = absl::Milliseconds(5);  // whether a call has ended
 
-absl::Status Late() { return absl::DeadlineExceededError("the tier did not answer in time"); }
-
 absl::Status Stuck() {
   return absl::UnavailableError("the tier has not answered earlier calls yet; too many wait");
 }
@@ -109,7 +107,11 @@ absl::Status TierRunner::Store(std::vector<StoredSegment> segments, const Patien
     NoteOverrun(patience);
     answer->Give(std::move(status));
   });
-  const absl::Status status = posted ? answer->Wait(patience).value_or(Late()) : Stuck();
+  const absl::Status status = posted ? answer->Wait(patience).value_or(patience.Over()) : Stuck();
+  if (absl::IsCancelled(status)) {
+    metrics_.cancelled.fetch_add(1, std::memory_order_relaxed);
+    return status;
+  }
   metrics_.store_latency.Record(absl::Now() - begun);
   (status.ok() ? metrics_.stored_bytes : metrics_.store_failures)
       .fetch_add(status.ok() ? bytes : 1, std::memory_order_relaxed);
@@ -127,7 +129,7 @@ absl::StatusOr<std::vector<std::optional<TierSegment>>> TierRunner::Describe(
     NoteOverrun(patience);
     answer->Give(std::move(result));
   });
-  return posted ? answer->Wait(patience).value_or(Result(Late())) : Result(Stuck());
+  return posted ? answer->Wait(patience).value_or(Result(patience.Over())) : Result(Stuck());
 }
 
 std::vector<absl::StatusOr<FormPtr>> TierRunner::Load(std::vector<OwnedWant> wants,
@@ -144,7 +146,7 @@ std::vector<absl::StatusOr<FormPtr>> TierRunner::Load(std::vector<OwnedWant> wan
     const auto answer = std::make_shared<Answer<Results>>();
     const bool posted = Post([this, owned, first, end, answer, budget, patience] {
       if (answer->IsAbandoned() || patience.over()) {
-        return answer->Give(Results(end - first, absl::StatusOr<FormPtr>(Late())));
+        return answer->Give(Results(end - first, absl::StatusOr<FormPtr>(patience.Over())));
       }
       std::vector<TierWant> part;
       for (size_t i = first; i < end; ++i) {
@@ -158,12 +160,18 @@ std::vector<absl::StatusOr<FormPtr>> TierRunner::Load(std::vector<OwnedWant> wan
   }
   for (const auto& [first, answer] : calls) {
     const size_t count = std::min(batch, owned->size() - first);
-    Results part = answer->Wait(patience).value_or(Results(count, absl::StatusOr<FormPtr>(Late())));
+    std::optional<Results> given = answer->Wait(patience);
+    Results part = given.has_value() ? *std::move(given)
+                                     : Results(count, absl::StatusOr<FormPtr>(patience.Over()));
     for (size_t i = 0; i < count; ++i) results[first + i] = std::move(part[i]);
   }
   const absl::Duration elapsed = absl::Now() - begun;
   int64_t bytes = 0;
   for (const auto& result : results) {
+    if (absl::IsCancelled(result.status())) {
+      metrics_.cancelled.fetch_add(1, std::memory_order_relaxed);
+      continue;
+    }
     (result.ok() ? metrics_.hits : metrics_.misses).fetch_add(1, std::memory_order_relaxed);
     if (absl::IsDeadlineExceeded(result.status())) {
       metrics_.late.fetch_add(1, std::memory_order_relaxed);
@@ -171,18 +179,24 @@ std::vector<absl::StatusOr<FormPtr>> TierRunner::Load(std::vector<OwnedWant> wan
     if (result.ok()) bytes += (*result)->bytes();
   }
   metrics_.loaded_bytes.fetch_add(static_cast<uint64_t>(bytes), std::memory_order_relaxed);
+  // Cut short it says nothing of the tier.
+  if (patience.cancelled()) return results;
   metrics_.load_latency.Record(elapsed);
   metrics_.load_bandwidth.Record(bytes, elapsed);
   return results;
 }
 
-absl::Status TierRunner::Remove(std::vector<BlockKey> keys, const Patience& patience) {
+absl::Status TierRunner::Remove(std::vector<BlockKey> keys, const Patience& patience,
+                                std::shared_ptr<const void> until_done) {
   const auto answer = std::make_shared<Answer<absl::Status>>();
   // Also if nobody waits any more: what was asked to go should go.
-  const bool posted = Post([this, answer, keys = std::move(keys), deadline = patience.deadline()] {
-    answer->Give(tier_->Remove(keys, deadline));
+  const bool posted = Post([this, answer, keys = std::move(keys), deadline = patience.deadline(),
+                            until_done = std::move(until_done)]() mutable {
+    absl::Status status = tier_->Remove(keys, deadline);
+    until_done.reset();
+    answer->Give(std::move(status));
   });
-  return posted ? answer->Wait(patience).value_or(Late()) : Stuck();
+  return posted ? answer->Wait(patience).value_or(patience.Over()) : Stuck();
 }
 
 absl::Status TierRunner::StoreProfile(std::shared_ptr<const ProfileLayout> profile,
@@ -191,7 +205,7 @@ absl::Status TierRunner::StoreProfile(std::shared_ptr<const ProfileLayout> profi
   const bool posted = Post([this, answer, profile = std::move(profile), patience] {
     answer->Give(tier_->StoreProfile(*profile, patience));
   });
-  return posted ? answer->Wait(patience).value_or(Late()) : Stuck();
+  return posted ? answer->Wait(patience).value_or(patience.Over()) : Stuck();
 }
 
 }  // namespace fourierkv

@@ -31,6 +31,9 @@ struct TierMetrics {
   std::atomic<uint64_t> loaded_bytes{0};
   std::atomic<uint64_t> stored_bytes{0};  // of forms offered; what is held is not written again
   std::atomic<uint64_t> store_failures{0};
+  // Stores and forms asked for that the caller gave up on before the tier had answered. They are in
+  // none of the counts above.
+  std::atomic<uint64_t> cancelled{0};
   LatencyHistogram load_latency;
   LatencyHistogram store_latency;
   // How long calls that somebody gave up on went on after that.
@@ -44,9 +47,9 @@ struct OwnedWant {
   SegmentForm form = SegmentForm::kExact;
 };
 
-// Thread safe. Calls return as soon as the caller's patience is over, with DeadlineExceeded,
-// whatever the tier does; what it still does then is dropped when it is done. Unavailable when so
-// much is queued that the tier seems to be stuck.
+// Thread safe. Calls return as soon as the caller's patience is over, with Patience::Over, whatever
+// the tier does; what it still does then is dropped when it is done. Unavailable when so much is
+// queued that the tier seems to be stuck.
 class TierRunner {
  public:
   TierRunner(std::shared_ptr<SegmentTier> tier, int threads);
@@ -61,11 +64,14 @@ class TierRunner {
   absl::Status Store(std::vector<StoredSegment> segments, const Patience& patience);
   absl::StatusOr<std::vector<std::optional<TierSegment>>> Describe(std::vector<BlockKey> keys,
                                                                    const Patience& patience);
-  // In parallel; what came in time is there, the rest is DeadlineExceeded.
+  // In parallel; what came in time is there, the rest is Patience::Over.
   std::vector<absl::StatusOr<FormPtr>> Load(std::vector<OwnedWant> wants,
                                             std::shared_ptr<MemoryBudget> budget,
                                             const Patience& patience);
-  absl::Status Remove(std::vector<BlockKey> keys, const Patience& patience);
+  // Goes on when patience is over. Lets go of `until_done` when the tier has removed them, or never
+  // will: before the call returns, unless it returns because patience is over.
+  absl::Status Remove(std::vector<BlockKey> keys, const Patience& patience,
+                      std::shared_ptr<const void> until_done = nullptr);
   absl::Status StoreProfile(std::shared_ptr<const ProfileLayout> profile, const Patience& patience);
 
  private:

@@ -85,6 +85,7 @@ std::vector<FetchedSegment> TieredStore::Fetch(std::span<const SegmentWant> want
     asked.push_back(keys[i]);
   }
   if (asked.empty()) return result;
+  const Reader reader = gate_.Enter();
   for (const auto& tier : tiers_) {
     auto held = tier->Describe(asked, patience);
     for (size_t j = 0; j < searches.size(); ++j) {
@@ -121,7 +122,7 @@ std::vector<FetchedSegment> TieredStore::Fetch(std::span<const SegmentWant> want
         FetchedSegment& fetched = *owners[j]->fetched;
         if (loaded[j].ok()) {
           fetched.segment->forms[forms[j]] = *loaded[j];
-          Promote(*fetched.segment, *loaded[j], patience);
+          Promote(reader, *fetched.segment, *loaded[j], patience);
           continue;
         }
         owners[j]->in_tiers[tier]->forms[forms[j]] = {};
@@ -133,17 +134,18 @@ std::vector<FetchedSegment> TieredStore::Fetch(std::span<const SegmentWant> want
   return result;
 }
 
-void TieredStore::Promote(const StoredSegment& segment, const FormPtr& form,
+void TieredStore::Promote(const Reader& reader, const StoredSegment& segment, const FormPtr& form,
                           const Patience& patience) {
   // No room, or something before it is gone: the reader has the form all the same.
   if (!memory_->Describe(segment.key).ok()) {
-    if (segment.index > 0 && !Anchor(segment.parent, patience).ok()) return;
+    if (segment.index > 0 && !Anchor(reader, segment.parent, patience).ok()) return;
     StoredSegment place = segment;
     place.forms = {};
-    if (!memory_->Anchor(std::span(&place, 1)).ok()) return;
+    if (!Bring(reader, std::span(&place, 1)).ok()) return;
   }
   KillPoint("fetch.promote");
-  memory_->AddForm(segment.key, form).status().IgnoreError();
+  gate_.Bring(reader, std::span(&segment.key, 1),
+              [&] { memory_->AddForm(segment.key, form).status().IgnoreError(); });
 }
 
 }  // namespace fourierkv

@@ -94,6 +94,7 @@ absl::StatusOr<MatchResult> TieredStore::Match(std::span<const BlockKey> keys,
                                                absl::Duration lease_ttl, const Patience& patience) {
   absl::StatusOr<MatchResult> match = memory_->Match(keys, tail_key, lease_ttl);
   if (!match.ok() || tiers_.empty()) return match;
+  const Reader reader = gate_.Enter();
   const size_t in_memory = match->segments.size();
   std::vector<BlockKey> rest(keys.begin() + in_memory, keys.end());
   if (tail_key.has_value() && !match->tail.has_value()) rest.push_back(*tail_key);
@@ -139,9 +140,12 @@ absl::StatusOr<MatchResult> TieredStore::Match(std::span<const BlockKey> keys,
   // The lease on what memory had becomes one on everything.
   if (match->lease.has_value()) memory_->Release(match->lease->id).IgnoreError();
   match->lease.reset();
-  if (auto s = memory_->Anchor(places); !s.ok()) return s;
+  const absl::Status placed = Bring(reader, places);
+  // What was deleted meanwhile, or evicted from memory just now, is asked for again, and then
+  // memory's own answer holds.
+  if (absl::IsAborted(placed)) return memory_->Match(keys, tail_key, lease_ttl);
+  if (!placed.ok()) return placed;
   auto granted = memory_->AcquireLease(matched, lease_ttl);
-  // What was evicted from memory just now is asked for again, and then memory's own answer holds.
   if (absl::IsNotFound(granted.status())) return memory_->Match(keys, tail_key, lease_ttl);
   if (!granted.ok()) return granted.status();
   match->lease = *granted;
@@ -169,7 +173,16 @@ std::vector<std::optional<SegmentSummary>> TieredStore::Describe(std::span<const
   return result;
 }
 
-absl::Status TieredStore::Anchor(const BlockKey& key, const Patience& patience) {
+absl::Status TieredStore::Bring(const Reader& reader, std::span<const StoredSegment> places) {
+  std::vector<BlockKey> keys;
+  for (const StoredSegment& place : places) keys.push_back(place.key);
+  absl::Status status = absl::AbortedError("it was deleted meanwhile");
+  gate_.Bring(reader, keys, [&] { status = memory_->Anchor(places); });
+  return status;
+}
+
+absl::Status TieredStore::Anchor(const Reader& reader, const BlockKey& key,
+                                 const Patience& patience) {
   std::vector<StoredSegment> chain;
   for (BlockKey at = key; !memory_->Describe(at).ok();) {
     auto located = Locate(std::span(&at, 1), patience);
@@ -181,7 +194,7 @@ absl::Status TieredStore::Anchor(const BlockKey& key, const Patience& patience) 
     at = chain.back().parent;
   }
   std::reverse(chain.begin(), chain.end());
-  return memory_->Anchor(chain);
+  return Bring(reader, chain);
 }
 
 std::vector<std::optional<TierSegment>> TieredStore::Prepare(std::optional<BlockKey> parent,
@@ -189,8 +202,9 @@ std::vector<std::optional<TierSegment>> TieredStore::Prepare(std::optional<Block
                                                              const Patience& patience) {
   std::vector<std::optional<TierSegment>> result(keys.size());
   if (tiers_.empty()) return result;
+  const Reader reader = gate_.Enter();
   // Not held anywhere: the put is told so by memory.
-  if (parent.has_value()) Anchor(*parent, patience).IgnoreError();
+  if (parent.has_value()) Anchor(reader, *parent, patience).IgnoreError();
   auto located = Locate(keys, patience);
   std::vector<StoredSegment> places;
   for (size_t i = 0; i < keys.size(); ++i) {
@@ -199,7 +213,7 @@ std::vector<std::optional<TierSegment>> TieredStore::Prepare(std::optional<Block
     result[i] = std::move(located[i]->held);
   }
   // Without a place a segment is put once more.
-  if (!memory_->Anchor(places).ok()) result.assign(keys.size(), std::nullopt);
+  if (!Bring(reader, places).ok()) result.assign(keys.size(), std::nullopt);
   return result;
 }
 
@@ -250,7 +264,8 @@ Durability TieredStore::Keep(std::span<const BlockKey> keys, Durability wanted,
       reached = std::max(reached, offered);
     } else {
       const absl::string_view name = tiers_[tier]->tier().name();
-      Log(LogLevel::kWarning, "tier.not_kept", {{"tier", name}, {"status", status}});
+      const LogLevel level = absl::IsCancelled(status) ? LogLevel::kInfo : LogLevel::kWarning;
+      Log(level, "tier.not_kept", {{"tier", name}, {"status", status}});
     }
   }
   KillPoint("keep.done");
@@ -259,15 +274,16 @@ Durability TieredStore::Keep(std::span<const BlockKey> keys, Durability wanted,
 
 absl::StatusOr<DeleteResult> TieredStore::Delete(std::span<const BlockKey> keys,
                                                  const Patience& patience) {
+  // Until the last tier is done, also if nobody waits for that: what a reader has already loaded,
+  // or still finds, does not come back.
+  auto deletion = gate_.Begin(keys);
   absl::StatusOr<DeleteResult> deleted = memory_->Delete(keys, /*recursive=*/true);
   if (!deleted.ok() || tiers_.empty()) return deleted;
-  write_back_->Forget(keys);
   absl::Status status;
+  if (!write_back_->Forget(keys, patience)) status = patience.Over();
   for (const auto& tier : tiers_) {
-    status.Update(tier->Remove({keys.begin(), keys.end()}, patience));
+    status.Update(tier->Remove({keys.begin(), keys.end()}, patience, deletion));
   }
-  // What a reader brought back in between.
-  memory_->Delete(keys, /*recursive=*/true).status().IgnoreError();
   if (!status.ok()) return status;
   return deleted;
 }

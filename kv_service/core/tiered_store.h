@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kv_service/core/deletion_gate.h"
 #include "kv_service/core/segment_store.h"
 #include "kv_service/core/segment_tier.h"
 #include "kv_service/core/segment_want.h"
@@ -79,7 +80,8 @@ class TieredStore {
   Durability Keep(std::span<const BlockKey> keys, Durability wanted, const Patience& patience);
 
   // Deletes from everywhere, with what continues them. Statuses as SegmentStore::Delete, which
-  // decides; else the first tier's that failed.
+  // decides; else the first tier's that failed, or Patience::Over: tiers go on then, and what they
+  // have not removed yet is not brought back into memory either.
   absl::StatusOr<DeleteResult> Delete(std::span<const BlockKey> keys, const Patience& patience);
 
   // Keeps a codec profile in every tier; best effort, since segments bring theirs.
@@ -95,13 +97,19 @@ class TieredStore {
   // What the first tier that holds anything of each key knows of it.
   std::vector<std::optional<Located>> Locate(std::span<const BlockKey> keys,
                                              const Patience& patience);
-  absl::Status Anchor(const BlockKey& key, const Patience& patience);
+  using Reader = DeletionGate::Reader;
+  // Gives these a place in memory; Aborted if one of them was deleted since the reader entered.
+  absl::Status Bring(const Reader& reader, std::span<const StoredSegment> places);
+  // The same for what only tiers hold of `key` and what is before it.
+  absl::Status Anchor(const Reader& reader, const BlockKey& key, const Patience& patience);
   absl::Status KeepIn(size_t tier, std::span<const StoredSegment> segments,
                       const Patience& patience);
-  void Promote(const StoredSegment& segment, const FormPtr& form, const Patience& patience);
+  void Promote(const Reader& reader, const StoredSegment& segment, const FormPtr& form,
+               const Patience& patience);
 
   SegmentStore* const memory_;
   const TieredOptions options_;
+  DeletionGate gate_;  // of what goes from tiers into memory; before the tiers, whose calls use it
   std::vector<std::unique_ptr<TierRunner>> tiers_;
   std::unique_ptr<WriteBack> write_back_;  // last: it uses the tiers. Null without tiers
 };

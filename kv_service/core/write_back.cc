@@ -1,12 +1,16 @@
 #include "kv_service/core/write_back.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/time/clock.h"
 #include "kv_service/core/kill_point.h"
 
 namespace fourierkv {
 namespace {
+
+constexpr absl::Duration kLookEvery = absl::Milliseconds(5);  // whether a call has ended
 
 int64_t BytesOf(std::span<const StoredSegment> segments) {
   int64_t bytes = 0;
@@ -41,7 +45,7 @@ void WriteBack::Push(size_t tier, std::vector<StoredSegment> segments) {
   changed_.notify_all();
 }
 
-void WriteBack::Forget(std::span<const BlockKey> keys) {
+bool WriteBack::Forget(std::span<const BlockKey> keys, const Patience& patience) {
   absl::flat_hash_set<BlockKey> gone(keys.begin(), keys.end());
   std::vector<Item> freed;  // destroyed after the lock
   std::unique_lock<std::mutex> lock(mutex_);
@@ -60,8 +64,13 @@ void WriteBack::Forget(std::span<const BlockKey> keys) {
     std::swap(item, kept);
     freed.push_back(std::move(kept));
   }
-  changed_.wait(lock, [this] { return !writing_; });
+  while (writing_ && !patience.over()) {
+    const absl::Time next = std::min(patience.deadline(), absl::Now() + kLookEvery);
+    changed_.wait_until(lock, absl::ToChronoTime(next), [this] { return !writing_; });
+  }
+  const bool done = !writing_;
   lock.unlock();
+  return done;
 }
 
 bool WriteBack::Drain(absl::Time deadline) {

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "kv_service/core/patience.h"
 #include "kv_service/core/stored_segment.h"
 
 namespace fourierkv {
@@ -39,8 +40,9 @@ class WriteBack {
 
   void Push(size_t tier, std::vector<StoredSegment> segments);
 
-  // Takes out these keys and what continues them, and waits until none of them is being written.
-  void Forget(std::span<const BlockKey> keys);
+  // Takes out these keys and what continues them, and waits until what is being written is; false
+  // if it still is when `patience` is over.
+  bool Forget(std::span<const BlockKey> keys, const Patience& patience);
 
   // Waits until everything is written; false if it is not by `deadline`.
   bool Drain(absl::Time deadline);

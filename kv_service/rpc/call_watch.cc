@@ -7,6 +7,8 @@ namespace fourierkv {
 namespace {
 
 constexpr absl::Duration kLookEvery = absl::Milliseconds(5);
+// A client that is at its deadline cancels the call, and may be a little earlier than we.
+constexpr absl::Duration kClocksDiffer = absl::Milliseconds(50);
 
 }  // namespace
 
@@ -33,7 +35,9 @@ void CallWatch::Run() {
     const absl::Time now = absl::Now();
     const int64_t oldest = absl::ToUnixNanos(now - limit_);
     for (Call* call : calls_) {
-      if (call->kind_ != Kind::kFollower && call->context_->IsCancelled()) call->end_->Come(now);
+      if (call->kind_ != Kind::kFollower && call->context_->IsCancelled()) {
+        call->end_->Come(now, now + kClocksDiffer >= call->patience_.deadline());
+      }
       if (call->kind_ == Kind::kUnary) continue;
       if (call->last_progress_ > oldest || call->stalled_.exchange(true)) continue;
       call->context_->TryCancel();

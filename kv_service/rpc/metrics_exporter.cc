@@ -76,6 +76,7 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
   counter("evicted_bytes_total", "Bytes evicted.", of(m.evicted_bytes));
   counter("leases_granted_total", "Leases granted.", of(m.leases_granted));
   counter("leases_expired_total", "Leases that ran out.", of(m.leases_expired));
+  counter("segments_expired_total", "Segments whose time (ttl) was over.", of(m.segments_expired));
   counter("encoded_dense_bytes_total", "Dense bytes encoded.", of(m.encoded_dense_bytes));
   counter("encode_seconds_total", "Time spent encoding.", of(m.encode_nanoseconds) * 1e-9);
   counter("decoded_dense_bytes_total", "Dense bytes decoded.", of(m.decoded_dense_bytes));

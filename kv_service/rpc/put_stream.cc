@@ -140,17 +140,6 @@ int64_t DenseBytes(const PutPlan& plan) {
   return tokens * plan.context->ns.geometry.DenseBytes(1);
 }
 
-// Whether anything more of the tenant's can be stored: else payload would come in vain.
-absl::Status CheckRoomOf(const ServiceCore& core, const std::string& tenant, int64_t limit,
-                         const PutSession& put) {
-  if (limit <= 0 || put.needed_segments() == 0) return absl::OkStatus();
-  const int64_t held = core.store.TenantBytes(tenant);
-  if (held < limit) return absl::OkStatus();
-  return absl::ResourceExhaustedError(
-      absl::StrCat("the tenant stores ", held, " of its ", limit,
-                   " bytes (quota stored_bytes): delete segments, or wait until some are evicted"));
-}
-
 }  // namespace
 
 absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream& stream,
@@ -174,12 +163,10 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
         "header.ttl is ", absl::FormatDuration(plan->ttl), "; it must be above 0 and at most ",
         absl::FormatDuration(core.limits.max_ttl), " (--max-ttl-seconds)"));
   }
-  const int64_t stored_limit = core.quotas->StoredLimit(view.tenant());
-  plan->tenant_limit_bytes = stored_limit;
+  plan->tenant_limit_bytes = core.quotas->StoredLimit(view.tenant());
   absl::StatusOr<std::unique_ptr<PutSession>> put =
       core.puts.Begin(*std::move(plan), call.patience(), call.patience());
   if (!put.ok()) return put.status();
-  if (absl::Status s = CheckRoomOf(core, view.tenant(), stored_limit, **put); !s.ok()) return s;
   if (!stream.Write(Accepted(**put))) return absl::CancelledError("the client is gone");
 
   while (stream.Read(&request)) {

@@ -20,6 +20,7 @@
 #include "kv_service/core/segment_reader.h"
 #include "kv_service/core/segment_store.h"
 #include "kv_service/core/store_metrics.h"
+#include "kv_service/core/store_sweeper.h"
 #include "kv_service/core/tiered_store.h"
 #include "kv_service/rpc/tenant_quotas.h"
 #include "proto/support/access_control.h"
@@ -36,6 +37,7 @@ struct ServiceLimits {
   absl::Duration max_ttl = absl::Hours(24 * 30);  // of puts that are not kept for ever
   int max_followers = 64;                         // of events, at the same time
   int64_t event_log = int64_t{1} << 17;           // events that can be replayed
+  absl::Duration sweep = absl::Seconds(1);        // how often what has expired is looked for
   int64_t removal_log = int64_t{1} << 16;         // removals that can be explained
 };
 
@@ -54,6 +56,7 @@ struct ServiceCore {
   ProfileStore profiles;
   NamespaceDirectory namespaces;  // of `profiles`
   TieredStore tiers;              // over `store`; tiers are added before the service is served
+  StoreSweeper sweeper;           // of `store`
   PutManager puts;
   SegmentReader reader;
   BandwidthMeter fetch_bandwidth;  // as clients drained them

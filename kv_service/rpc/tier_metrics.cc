@@ -95,6 +95,8 @@ std::vector<MetricFamily> CollectTiers(const TieredStore& tiers) {
             [](S, M m) { return Of(m.stored_bytes); });
   c.Counter("store_failures_total", "Calls that kept nothing, or not in time.",
             [](S, M m) { return Of(m.store_failures); });
+  c.Counter("cancelled_total", "Forms asked for, and stores, that the caller gave up on.",
+            [](S, M m) { return Of(m.cancelled); });
   c.Counter("evicted_segments_total", "Segments evicted by the tier.",
             [](S s, M) { return Of(s.evicted_segments); });
   c.Counter("evicted_bytes_total", "Bytes of these.", [](S s, M) { return Of(s.evicted_bytes); });

@@ -14,7 +14,7 @@ namespace fourierkv {
 
 // Writes a form that `segment` holds. What must be written together with the segment's description
 // is left in `last`; a record too large for one batch is marked, and what comes before goes out by
-// `write`. Fails if that does, or with DeadlineExceeded when `patience` is over.
+// `write`. Fails if that does, or as Patience::Check when that is over.
 absl::Status WriteDiskForm(const StoredSegment& segment, SegmentForm form,
                            const DiskDatabase& database,
                            const std::function<absl::Status(DiskDatabase::Batch&)>& write,
@@ -29,7 +29,7 @@ void AbandonDiskForm(const StoredSegment& segment, SegmentForm form, int64_t for
                      DiskDatabase::Batch& batch);
 
 // Reads a form whose blobs have `form_bytes` together into `reader`, which is not finished then.
-// DeadlineExceeded; otherwise the statuses of the database and the reader.
+// As Patience::Check; otherwise the statuses of the database and the reader.
 absl::Status ReadDiskForm(DiskDatabase& database, const StoredSegment& segment, SegmentForm form,
                           int64_t form_bytes, const Patience& patience, RecordReader& reader);
 

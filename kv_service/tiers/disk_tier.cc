@@ -188,7 +188,7 @@ absl::Status DiskTier::StoreOne(const StoredSegment& segment, const Patience& pa
   if (segment.context->layout != nullptr) AddProfile(*segment.context->layout, batch);
   for (const SegmentForm form : missing) {
     const absl::Status written = WriteDiskForm(segment, form, *database, write, batch, patience);
-    if (absl::IsDeadlineExceeded(written)) {
+    if (IsGivenUp(written)) {
       Batch undo(*database);
       for (const SegmentForm each : missing) {
         AbandonDiskForm(segment, each, segment.forms[each]->bytes(), undo);

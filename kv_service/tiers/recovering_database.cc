@@ -5,6 +5,7 @@
 #include "absl/time/clock.h"
 #include "compute/base/structured_log.h"
 #include "kv_service/core/kill_point.h"
+#include "kv_service/core/patience.h"
 
 namespace fourierkv {
 namespace {
@@ -33,7 +34,7 @@ absl::Status RecoveringDatabase::Open() {
 }
 
 absl::Status RecoveringDatabase::Failed(absl::Status status) {
-  if (status.ok() || absl::IsNotFound(status) || absl::IsDeadlineExceeded(status)) return status;
+  if (status.ok() || absl::IsNotFound(status) || IsGivenUp(status)) return status;
   if (healthy_.exchange(false)) {
     Log(LogLevel::kError, "disk_tier.failing", {{"status", status}});
   }

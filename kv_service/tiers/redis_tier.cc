@@ -124,6 +124,7 @@ absl::Status RedisTier::Enter() {
 absl::Status RedisTier::Leave(absl::Status status) {
   switch (status.code()) {
     case absl::StatusCode::kDeadlineExceeded:  // may have been too short for any cluster
+    case absl::StatusCode::kCancelled:
       return status;
     case absl::StatusCode::kUnavailable:
     case absl::StatusCode::kUnauthenticated:
@@ -144,7 +145,7 @@ absl::Status RedisTier::Leave(absl::Status status) {
 absl::Status RedisTier::Store(std::span<const StoredSegment> segments, const Patience& patience) {
   if (absl::Status s = Enter(); !s.ok()) return s;
   absl::Status status = Leave(StoreForms(segments, patience));
-  if (!status.ok()) ++write_errors_;
+  if (!status.ok() && !absl::IsCancelled(status)) ++write_errors_;
   return status;
 }
 
@@ -292,11 +293,11 @@ std::vector<absl::StatusOr<FormPtr>> RedisTier::Load(std::span<const TierWant> w
     any_answer = any_answer || answered;
     if (status.ok()) continue;
     if (!answered) failure = status;
-    results[i] = answered || absl::IsDeadlineExceeded(status)
+    results[i] = answered || IsGivenUp(status)
                      ? status
                      : absl::UnavailableError(status.message());
   }
-  if (!failure.ok()) ++read_errors_;
+  if (!failure.ok() && !absl::IsCancelled(failure)) ++read_errors_;
   (void)Leave(any_answer ? absl::OkStatus() : failure);
   return results;
 }

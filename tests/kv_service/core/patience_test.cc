@@ -44,7 +44,8 @@ TEST(PatienceTest, EndsWithItsCallAndSoDoShorterOnes) {
   EXPECT_TRUE(shorter.over());
   EXPECT_EQ(patience.end(), now);
   EXPECT_EQ(shorter.end(), now);
-  EXPECT_EQ(shorter.Check().code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(shorter.Check().code(), StatusCode::kCancelled);
+  EXPECT_TRUE(patience.cancelled());
 }
 
 TEST(LatencyHistogramTest, CountsEveryDurationOnceInTheFirstBucketThatTakesIt) {
@@ -106,8 +107,8 @@ TEST_F(EndedCallTest, AFetchMakesNothingMoreAndKeepsNothing) {
   EXPECT_TRUE(reader_.ReadLayer(std::span(*open), 0, patience).ok());
   end->Come(absl::Now());
   EXPECT_EQ(reader_.ReadLayer(std::span(*open), 0, patience).status().code(),
-            StatusCode::kDeadlineExceeded);
-  EXPECT_EQ(reader_.Open(wants, patience, patience).status().code(), StatusCode::kDeadlineExceeded);
+            StatusCode::kCancelled);
+  EXPECT_EQ(reader_.Open(wants, patience, patience).status().code(), StatusCode::kCancelled);
   EXPECT_EQ(scratch_->used(), 0);
 }
 
@@ -119,7 +120,7 @@ TEST_F(EndedCallTest, AFormThatIsBeingEncodedIsGivenUp) {
   backend_.end = std::make_shared<CallEnd>();
   const Patience patience(absl::InfiniteFuture(), backend_.end);
   EXPECT_EQ(reader_.Open(std::span(&want, 1), patience, patience).status().code(),
-            StatusCode::kDeadlineExceeded);
+            StatusCode::kCancelled);
   EXPECT_EQ(f_.budget->used(), before);
   EXPECT_EQ(f_.store.Describe(key)->forms[SegmentForm::kCompact].bytes, 0);
 }
@@ -133,7 +134,7 @@ TEST_F(EndedCallTest, APutStoresNothing) {
   auto session = puts_.Begin(plan, patience, patience);
   ASSERT_TRUE(session.ok()) << session.status();
   ASSERT_TRUE(SendAll(**session, Source()).ok());
-  EXPECT_EQ((*session)->Commit(patience).status().code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ((*session)->Commit(patience).status().code(), StatusCode::kCancelled);
   session->reset();
   EXPECT_EQ(f_.store.Stats().segments, 0);
   EXPECT_EQ(f_.budget->used(), 0);

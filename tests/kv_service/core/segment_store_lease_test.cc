@@ -65,7 +65,8 @@ TEST_F(LeaseTest, LeasesOnTheSameSegmentAreCounted) {
   EXPECT_NE(a->id, b->id);
   EXPECT_EQ(f_.store.Describe(keys_[0])->holds, 2);
   f_.now += absl::Seconds(15);
-  EXPECT_EQ(f_.store.ExpireLeases(), 1);
+  f_.store.Expire();
+  EXPECT_EQ(f_.metrics->leases_expired, 1);
   EXPECT_EQ(f_.store.Describe(keys_[0])->holds, 1);
   EXPECT_EQ(f_.store.Stats().leases, 1);
 }

@@ -192,7 +192,7 @@ TEST_F(ModelTest, RandomOperationsAgree) {
             leases.erase(lease);
           }
         }
-        f_.store.ExpireLeases();
+        f_.store.Expire();
         expire();
         break;
       }

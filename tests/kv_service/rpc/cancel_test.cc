@@ -225,7 +225,7 @@ class CancelTest : public testing::Test {
   void ExpectNothingHeld() {
     const absl::Time limit = absl::Now() + absl::Seconds(60);
     const auto held = [&] {
-      core().store.ExpireLeases();
+      core().store.Expire();
       return core().store.Stats().leases + core().puts.running() + core().scratch->used();
     };
     while (held() > 0 && absl::Now() < limit) absl::SleepFor(absl::Milliseconds(5));

@@ -102,10 +102,22 @@ TEST(QuotaTest, StoredBytesAreBoundedAndGivenBack) {
     EXPECT_EQ(service.UsedBytes(), used);
     EXPECT_EQ(service.core().store.TenantBytes(""), bytes);
   };
-  limit(2 * bytes - 1);  // known only at the commit
-  expect_refused();
-  limit(bytes);  // before any payload comes
-  expect_refused();
+  for (const int64_t too_little : {bytes, 2 * bytes - 1}) {
+    limit(too_little);
+    expect_refused();
+    // Before any payload comes: its size is known.
+    const auto begun = service.client().Put(MakePutHeader(ns, second), Soon());
+    EXPECT_EQ(begun.status().code(), StatusCode::kResourceExhausted) << begun.status();
+  }
+  // What running puts will store counts.
+  limit(2 * bytes);
+  {
+    const Sequence third(3, kS);
+    auto running = service.client().Put(MakePutHeader(ns, third), Soon());
+    ASSERT_TRUE(running.ok()) << running.status();
+    EXPECT_EQ(put(second).code(), StatusCode::kResourceExhausted);
+  }
+  limit(2 * bytes - 1);
   EXPECT_TRUE(put(first).ok()) << "what is stored needs nothing more";
 
   std::vector<Digest> keys;

@@ -35,6 +35,7 @@ class TtlTest : public testing::Test {
   TestService service_{[] {
     ServiceLimits limits;
     limits.max_ttl = absl::Minutes(10);
+    limits.sweep = absl::Milliseconds(20);
     return limits;
   }()};
   std::shared_ptr<SlowTier> tier_ = std::make_shared<SlowTier>(absl::ZeroDuration());
@@ -56,6 +57,17 @@ TEST_F(TtlTest, GoesWhenItsTimeIsOverAndIsInNoTier) {
   EXPECT_TRUE(service_.core().tiers.Drain(Soon()));
   while (service_.core().store.Evict(int64_t{1} << 40) > 0) continue;
   EXPECT_TRUE(Exists());
+}
+
+TEST_F(TtlTest, GoesFromAServerThatNobodyUses) {
+  const int64_t before = service_.core().budget->used();
+  ASSERT_TRUE(Put(absl::Milliseconds(50)).ok());
+  const absl::Time limit = Soon();
+  // The budget is asked, not the store: that would look for what has expired by itself.
+  while (service_.core().budget->used() > before && absl::Now() < limit) {
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  EXPECT_EQ(service_.core().budget->used(), before);
 }
 
 TEST_F(TtlTest, OutOfBoundsItIsRefusedByName) {
