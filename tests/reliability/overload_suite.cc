@@ -1,0 +1,185 @@
+// A server in a memory cgroup that gives it what docs/operations.md says it needs, with 64 clients
+// that fetch and hardly read, and then with twice the load that it can serve: others are answered
+// as before, memory holds, useful work goes on, and soon after all is as it was.
+//
+//   overload_suite --seconds 600     of overload; about a quarter more in all
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <random>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "tests/reliability/figures.h"
+#include "tests/reliability/server_process.h"
+#include "tests/reliability/slow_readers.h"
+#include "tests/reliability/traffic.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+constexpr int64_t kMemory = 128 * kMiB;
+constexpr int64_t kScratch = 64 * kMiB;
+constexpr int64_t kProcess = (kMemory + kScratch) * 11 / 10 + 256 * kMiB;  // docs/operations.md
+constexpr int kReaders = 64;
+
+struct Flood {
+  double achieved_per_second = 0;
+  nlohmann::json failures;
+  std::string error;  // of the generator
+};
+
+// fourierkv-loadtest with these flags.
+Flood RunFlood(const std::string& server, int seconds, std::vector<std::string> flags) {
+  std::vector<std::string> all = {"--server",
+                                  server,
+                                  "--duration",
+                                  absl::StrCat(seconds),
+                                  "--output",
+                                  "json",
+                                  "--population",
+                                  "50",
+                                  "--value-tokens",
+                                  "1024",
+                                  "--mix",
+                                  "1:4:4",
+                                  "--deadline",
+                                  "1",
+                                  "--layers",
+                                  "4",
+                                  "--quiet",
+                                  "--tolerate",
+                                  "UNAVAILABLE,RESOURCE_EXHAUSTED,DEADLINE_EXCEEDED"};
+  all.insert(all.end(), flags.begin(), flags.end());
+  Subprocess loadtest("fourierkv-loadtest", all);
+  const int status = loadtest.Wait(absl::Seconds(seconds + 120));
+  const auto json = nlohmann::json::parse(loadtest.out(), nullptr, /*allow_exceptions=*/false);
+  if (status != 0 || json.is_discarded()) return {0, {}, loadtest.err() + loadtest.out()};
+  return {json["achieved_per_second"].get<double>(), json["failures_in_and_outside_window"], ""};
+}
+
+// How long after `ended` it took until a second's calls were all well and no slower than `well` but
+// for one in a hundred.
+std::optional<absl::Duration> Recovery(const std::vector<CallRecord>& calls, absl::Time ended,
+                                       absl::Duration well) {
+  for (absl::Duration after = absl::ZeroDuration(); after < absl::Seconds(30);
+       after += absl::Milliseconds(100)) {
+    std::vector<CallRecord> second;
+    for (const CallRecord& call : calls) {
+      const absl::Time due = call.ended - call.latency;
+      if (due >= ended + after && due < ended + after + absl::Seconds(1)) second.push_back(call);
+    }
+    if (second.size() < 50) continue;
+    const TrafficSummary summary(std::move(second));
+    if (summary.failed() == 0 && summary.p99 <= well) return after;
+  }
+  return std::nullopt;
+}
+
+int Run(int seconds, uint32_t seed, bool strict) {
+  std::printf("seed %u\n", seed);
+  std::fflush(stdout);
+  const MemoryCap cap(kProcess);
+  ServerProcess server({"--metrics", "", "--memory", absl::StrCat(kMemory), "--scratch-memory",
+                        absl::StrCat(kScratch)});
+  const bool capped = cap.Take(server.process().pid());
+  const int quiet_seconds = std::max(4, seconds / 12);
+
+  // What the server can do on this machine, beside the generator.
+  const Flood most =
+      RunFlood(server.address(), quiet_seconds, {"--closed-loop", "--concurrency", "32"});
+  // Those others: calls of a few KB that are due at fixed times.
+  Traffic others({.servers = {server.address()},
+                  .callers = 4,
+                  .every = absl::Milliseconds(20),
+                  .deadline = absl::Seconds(1),
+                  .sequences = 100,
+                  .seed = seed});
+  const auto listen = [&](int for_seconds) {
+    others.Take();
+    absl::SleepFor(absl::Seconds(for_seconds));
+    return TrafficSummary(others.Take());
+  };
+  listen(2);
+  const TrafficSummary quiet = listen(quiet_seconds);
+  std::optional<SlowReaders> readers(std::in_place, server.address(), kReaders, absl::Seconds(1));
+  const TrafficSummary beside_readers = listen(quiet_seconds);
+  const Flood twice =
+      RunFlood(server.address(), seconds,
+               {"--rate", absl::StrFormat("%.1f", std::max(1.0, 2 * most.achieved_per_second)),
+                "--concurrency", "512", "--no-fill"});
+  const absl::Time ended = absl::Now();
+  const TrafficSummary overloaded(others.Take());
+  absl::SleepFor(absl::Seconds(10));
+  const auto after = others.Take();
+  const std::string readers_failure = readers->not_retryable();
+  const int64_t bytes_read = readers->bytes_read();
+  readers.reset();
+  others.Stop();
+  const bool alive = server.process().Wait(absl::ZeroDuration()) < 0;
+  const int64_t peak = server.Look().peak_resident_bytes;
+
+  const double slower = absl::FDivDuration(beside_readers.p99, quiet.p99);
+  const double goodput = twice.achieved_per_second / std::max(1.0, most.achieved_per_second);
+  const auto recovery = Recovery(after, ended, 2 * beside_readers.p99);
+  int other_failures = 0;
+  for (const auto& [code, count] : overloaded.failures) {
+    other_failures += IsRetryable(code) || code == absl::StatusCode::kDeadlineExceeded ? 0 : count;
+  }
+
+  Figures figures;
+  figures.Note("memory", absl::StrCat(capped ? "capped by a cgroup at " : "watched, no cgroup: ",
+                                      Mebibytes(kProcess)));
+  figures.Promise("load generator's errors", absl::StrCat(most.error, twice.error), "",
+                  most.error.empty() && twice.error.empty());
+  figures.Promise("server", alive ? "alive" : "gone", "alive", alive);
+  figures.Promise("its peak resident memory", Mebibytes(peak),
+                  absl::StrCat("<= ", Mebibytes(kProcess)), alive && peak <= kProcess);
+  figures.Note("capacity, operations/s", absl::StrFormat("%.0f", most.achieved_per_second));
+  figures.Note("others alone, p50 / p99",
+               absl::StrCat(Milliseconds(quiet.p50), " / ", Milliseconds(quiet.p99)));
+  figures.Note(
+      "beside slow readers, p50 / p99",
+      absl::StrCat(Milliseconds(beside_readers.p50), " / ", Milliseconds(beside_readers.p99)));
+  figures.Target("others' p99 beside slow readers", absl::StrFormat("%.2f x", slower), "<= 1.20 x",
+                 slower <= 1.2);
+  figures.Promise("others' failures before the overload",
+                  absl::StrCat(quiet.FailuresText(), " and ", beside_readers.FailuresText()),
+                  "none", quiet.failed() + beside_readers.failed() == 0);
+  figures.Note("read by slow readers", Mebibytes(bytes_read));
+  figures.Promise("their failures", readers_failure.empty() ? "none" : readers_failure, "none",
+                  readers_failure.empty());
+  figures.Note("overload, p50 / p99 of others",
+               absl::StrCat(Milliseconds(overloaded.p50), " / ", Milliseconds(overloaded.p99)));
+  figures.Promise("others' failures in overload", overloaded.FailuresText(), "retryable or late",
+                  other_failures == 0);
+  figures.Note("the flood's failures", twice.failures.dump());
+  figures.Target("goodput in overload", Percent(goodput), ">= 80.0%", goodput >= 0.8);
+  figures.Target("recovery",
+                 recovery.has_value() ? absl::FormatDuration(*recovery) : "none within 10 s",
+                 "<= 5s", recovery.has_value() && *recovery <= absl::Seconds(5));
+  figures.Promise("wrong answers", absl::StrCat(others.wrong().size()), "0",
+                  others.wrong().empty());
+  return figures.Finish(strict);
+}
+
+}  // namespace
+}  // namespace fourierkv
+
+int main(int argc, char** argv) {
+  CLI::App app("Overloads a server");
+  int seconds = 600;
+  uint32_t seed = std::random_device{}();
+  bool strict = false;
+  app.add_option("--seconds", seconds)->check(CLI::Range(2, 100000))->capture_default_str();
+  app.add_option("--seed", seed);
+  app.add_flag("--strict", strict, "Missed targets of time fail, too");
+  CLI11_PARSE(app, argc, argv);
+  return fourierkv::Run(seconds, seed, strict);
+}
