@@ -15,6 +15,15 @@ namespace {
 
 constexpr size_t kChunkBytes = 1 << 20;
 
+// Nobody on this side cancels a call and then waits for it. gRPC itself does that to calls that
+// come to a server which has just begun to stop: they were not begun.
+absl::Status Failure(const grpc::Status& status) {
+  if (status.error_code() != grpc::StatusCode::CANCELLED) return FromGrpc(status);
+  return absl::UnavailableError(
+      absl::StrCat("the server ended the call before it was answered; try again (",
+                   status.error_message(), ")"));
+}
+
 template <typename Request, typename Response, typename Stub>
 absl::StatusOr<Response> Call(Stub* stub,
                               grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
@@ -24,7 +33,7 @@ absl::StatusOr<Response> Call(Stub* stub,
   context.set_deadline(absl::ToChronoTime(deadline));
   Response response;
   const grpc::Status status = (stub->*method)(&context, request, &response);
-  if (!status.ok()) return FromGrpc(status);
+  if (!status.ok()) return Failure(status);
   return response;
 }
 
@@ -44,7 +53,7 @@ absl::Status PutStream::Fail() {
   finished_ = true;
   const grpc::Status status = stream_->Finish();
   if (status.ok()) return absl::InternalError("the server ended the put without an answer");
-  return FromGrpc(status);
+  return Failure(status);
 }
 
 absl::Status PutStream::Send(uint64_t segment_index, int layer, Part part,
@@ -77,7 +86,7 @@ absl::StatusOr<v1::PutCommitted> PutStream::Commit() {
   if (!stream_->Read(&response) || !response.has_committed()) return Fail();
   finished_ = true;
   const grpc::Status status = stream_->Finish();
-  if (!status.ok()) return FromGrpc(status);
+  if (!status.ok()) return Failure(status);
   return response.committed();
 }
 
@@ -151,7 +160,7 @@ absl::Status KvClient::Get(const v1::GetSegmentsRequest& request, absl::Time dea
     }
   }
   const grpc::Status status = reader->Finish();
-  if (!status.ok()) return FromGrpc(status);
+  if (!status.ok()) return Failure(status);
   if (!assembler.empty()) return absl::DataLossError("the fetch ended inside a blob");
   return absl::OkStatus();
 }
@@ -248,7 +257,7 @@ absl::StatusOr<std::vector<v1::StoredSegment>> KvClient::ListSegments(uint32_t l
     }
   }
   const grpc::Status status = reader->Finish();
-  if (!status.ok()) return FromGrpc(status);
+  if (!status.ok()) return Failure(status);
   return segments;
 }
 
