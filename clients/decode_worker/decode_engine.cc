@@ -11,9 +11,7 @@
 #include "clients/worker/prefix_fetch.h"
 #include "clients/worker/prefix_plan.h"
 #include "compute/base/structured_log.h"
-#include "compute/cache/compact_kv_cache.h"
-#include "compute/cache/sequence_kv_cache.h"
-#include "compute/model/llama_runner.h"
+#include "compute/model/host_engine.h"
 #include "proto/support/convert.h"
 
 namespace fourierkv {
@@ -22,7 +20,6 @@ namespace {
 constexpr absl::Duration kLease = absl::Minutes(5);
 constexpr absl::Duration kMatchTimeout = absl::Seconds(10);
 constexpr absl::Duration kUploadTimeout = absl::Seconds(10);
-constexpr int kChunkTokens = 512;
 
 // One generation.
 class Decode {
@@ -32,8 +29,7 @@ class Decode {
         task_(task),
         begun_(absl::Now()),
         tokens_(task.tokens),
-        prompt_tokens_(static_cast<int64_t>(task.tokens.size())),
-        runner_(runtime.model(), runtime.pool()) {}
+        prompt_tokens_(static_cast<int64_t>(task.tokens.size())) {}
 
   absl::StatusOr<v1::GenerateResult> Run() {
     absl::StatusOr<Sampler> sampler = Sampler::Create(task_.sampling);
@@ -44,17 +40,17 @@ class Decode {
       Log(LogLevel::kWarning, "decode.match_failed", {{"status", match.status()}});
       match = v1::MatchPrefixResponse();
     }
-    ForwardOutput out;
-    absl::Status status = RunPrompt(*match, &out);
+    std::vector<float> logits;
+    absl::Status status = RunPrompt(*match, &logits);
     if (!status.ok() && result_.reused_tokens() > 0 && Wanted().ok()) {
       Log(LogLevel::kWarning, "decode.fetch_failed", {{"status", status}});
-      status = RunPrompt(v1::MatchPrefixResponse(), &out);
+      status = RunPrompt(v1::MatchPrefixResponse(), &logits);
     }
     if (match->lease_id() != 0) {
       runtime_.kv().Release(match->lease_id(), absl::Now() + absl::Seconds(5)).IgnoreError();
     }
     if (!status.ok()) return status;
-    if (absl::Status s = Generate(*sampler, out); !s.ok()) return s;
+    if (absl::Status s = Generate(*sampler, logits); !s.ok()) return s;
     StoreSealed();
     return std::move(result_);
   }
@@ -84,17 +80,16 @@ class Decode {
   }
 
   // Fetches what `match` offers and computes the rest of the prompt. Starts anew if called again.
-  absl::Status RunPrompt(const v1::MatchPrefixResponse& match, ForwardOutput* out) {
+  absl::Status RunPrompt(const v1::MatchPrefixResponse& match, std::vector<float>* logits) {
     fetch_.reset();
+    sequence_.reset();
     absl::StatusOr<int64_t> fetched = sequence() ? StartSequence(match) : StartSegments(match);
     if (!fetched.ok()) return fetched.status();
     const int64_t reused = *fetched;
     result_.set_reused_tokens(reused);
     result_.set_computed_tokens(prompt_tokens_ - reused);
-    ForwardOptions options;
-    options.on_layer = [this](int) { return Wanted(); };
-    const absl::Status status = Prefill(runner_, std::span(tokens_).subspan(reused), *cache_, out,
-                                        kChunkTokens, std::move(options));
+    const absl::Status status = sequence_->Prefill(std::span(tokens_).subspan(reused), logits,
+                                                   {.wanted = [this] { return Wanted(); }});
     if (fetch_ != nullptr) {
       if (absl::Status s = fetch_->Wait(); !s.ok()) return s;
       result_.set_payload_bytes_fetched(fetch_->payload_bytes());
@@ -108,12 +103,13 @@ class Decode {
 
   // Makes the cache and starts fetching what `match` offers; how many tokens that is.
   absl::StatusOr<int64_t> StartSegments(const v1::MatchPrefixResponse& match) {
-    absl::StatusOr<std::unique_ptr<FillableKvCache>> made =
-        runtime_.NewCache(task_.mode, prompt_tokens_ + task_.max_new_tokens, task_.recent_window,
-                          task_.max_relative_error);
+    absl::StatusOr<std::unique_ptr<ModelSequence>> made =
+        runtime_.engine().NewSequence({.compact = task_.mode == v1::CACHE_MODE_COMPACT,
+                                       .recent_window = task_.recent_window,
+                                       .max_tokens = prompt_tokens_ + task_.max_new_tokens,
+                                       .max_relative_error = task_.max_relative_error});
     if (!made.ok()) return made.status();
-    FillableKvCache* const cache = made->get();
-    cache_ = *std::move(made);
+    sequence_ = *std::move(made);
     PrefixPolicy policy;
     policy.mode = task_.mode;
     policy.segment_tokens = runtime_.segment_tokens();
@@ -124,8 +120,8 @@ class Decode {
     PrefixPlan plan = PlanPrefix(match, policy);
     const int64_t reused = plan.fill.length;
     if (plan.empty()) return reused;
-    absl::StatusOr<std::unique_ptr<PrefixFetch>> started =
-        PrefixFetch::Start(&runtime_.kv(), std::move(plan), cache, compact_cache(), task_.deadline);
+    absl::StatusOr<std::unique_ptr<PrefixFetch>> started = PrefixFetch::Start(
+        &runtime_.kv(), std::move(plan), sequence_->fill_target(), task_.deadline);
     if (!started.ok()) return started.status();
     fetch_ = *std::move(started);
     return reused;
@@ -139,7 +135,7 @@ class Decode {
         runtime_.NewSequenceCache(task_.sequence_capacity, stored ? 0 : prompt_tokens_);
     if (!made.ok()) return made.status();
     SequenceKvCache* const cache = made->get();
-    cache_ = *std::move(made);
+    sequence_ = NewWholeSequence(runtime_.model(), runtime_.pool(), *std::move(made));
     if (!stored) return 0;
     absl::StatusOr<std::unique_ptr<PrefixFetch>> started = PrefixFetch::Start(
         &runtime_.kv(), match.segments(0).block_key(), sequence_prefix(), cache, task_.deadline);
@@ -150,16 +146,13 @@ class Decode {
     return prompt_tokens_ - 1;  // the last token is computed, for its logits
   }
 
-  absl::Status Generate(Sampler& sampler, ForwardOutput& out) {
+  absl::Status Generate(Sampler& sampler, const std::vector<float>& logits) {
     result_.set_prompt_tokens(prompt_tokens_);
     result_.set_finish_reason(v1::FINISH_REASON_LENGTH);
     absl::Time first_token;
     for (int made = 0; made < task_.max_new_tokens; ++made) {
-      if (made > 0) {
-        const int32_t last = tokens_.back();
-        if (absl::Status s = runner_.Forward({&last, 1}, *cache_, &out); !s.ok()) return s;
-      }
-      absl::StatusOr<SampledToken> token = sampler.Next(out.logits);
+      absl::StatusOr<SampledToken> token =
+          made == 0 ? sampler.Next(logits) : sequence_->Step(tokens_.back(), sampler);
       if (!token.ok()) return token.status();
       if (made == 0) {
         first_token = absl::Now();
@@ -177,7 +170,7 @@ class Decode {
       if (absl::Status s = Wanted(); !s.ok()) return s;
     }
     *result_.mutable_decode_time() = ToProto(absl::Now() - first_token);
-    const CacheStats stats = Stats();
+    const CacheStats stats = sequence_->stats();
     result_.set_cache_exact_bytes(stats.exact_bytes);
     result_.set_cache_compact_bytes(stats.compact_bytes);
     result_.set_cache_dense_equivalent_bytes(stats.dense_bytes);
@@ -203,8 +196,12 @@ class Decode {
 
   // A gain for later requests only: failure is logged, and the answer stands.
   void StoreSealed() {
-    if (compact_cache() == nullptr) return;
-    std::vector<SealedSegment> sealed = compact_cache()->TakeSealed();
+    absl::StatusOr<std::vector<SealedSegment>> taken = sequence_->TakeSealed();
+    if (!taken.ok()) {
+      Log(LogLevel::kWarning, "decode.store_failed", {{"status", taken.status()}});
+      return;
+    }
+    std::vector<SealedSegment>& sealed = *taken;
     result_.set_sealed_segments(static_cast<uint32_t>(sealed.size()));
     if (sealed.empty()) return;
     // A put is of consecutive segments; between these some may have had to stay exact.
@@ -221,27 +218,19 @@ class Decode {
     result_.set_stored_segments(*stored);
   }
 
-  CacheStats Stats() const {
-    if (sequence()) return static_cast<const SequenceKvCache&>(*cache_).stats();
-    return static_cast<const FillableKvCache&>(*cache_).stats();
-  }
-
   bool sequence() const { return runtime_.sequence(task_.mode); }
   // What may be stored as one sequence.
   int64_t sequence_prefix() const {
     return task_.prefilled_tokens > 0 ? task_.prefilled_tokens : prompt_tokens_;
   }
 
-  CompactKvCache* compact_cache() const { return dynamic_cast<CompactKvCache*>(cache_.get()); }
-
   const WorkerRuntime& runtime_;
   const GenerateTask& task_;
   const absl::Time begun_;
   std::vector<int32_t> tokens_;  // prompt and answer
   const int64_t prompt_tokens_;
-  LlamaRunner runner_;
-  std::unique_ptr<KvCache> cache_;      // a SequenceKvCache if sequence(), else fillable
-  std::unique_ptr<PrefixFetch> fetch_;  // fills cache_, so it goes first
+  std::unique_ptr<ModelSequence> sequence_;
+  std::unique_ptr<PrefixFetch> fetch_;  // fills sequence_, so it goes first
   v1::GenerateResult result_;
 };
 

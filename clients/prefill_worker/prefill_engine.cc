@@ -12,33 +12,15 @@
 #include "clients/prefill_worker/sequence_prefill.h"
 #include "clients/worker/prefix_fetch.h"
 #include "clients/worker/prefix_plan.h"
-#include "compute/base/bfloat16.h"
 #include "compute/base/structured_log.h"
 #include "compute/cache/compact_kv_cache.h"
-#include "compute/model/llama_runner.h"
+#include "compute/model/model_engine.h"
 #include "proto/support/convert.h"
 
 namespace fourierkv {
 namespace {
 
-constexpr int kChunkTokens = 512;  // or one segment, if that is longer: puts are of whole ones
 constexpr absl::Duration kLease = absl::Minutes(5);
-
-// One part of one segment out of a chunk that the model has just computed.
-//   x: [n][kv_heads][head_dim], result: [kv_heads][tokens][head_dim]
-std::vector<uint16_t> GatherPart(const float* x, const KvGeometry& geometry, int first,
-                                 int tokens) {
-  const int dim = geometry.head_dim;
-  std::vector<uint16_t> part(static_cast<size_t>(geometry.kv_heads) * tokens * dim);
-  uint16_t* out = part.data();
-  for (int head = 0; head < geometry.kv_heads; ++head) {
-    for (int t = 0; t < tokens; ++t) {
-      const float* row = x + (static_cast<int64_t>(first + t) * geometry.kv_heads + head) * dim;
-      for (int d = 0; d < dim; ++d) *out++ = FloatToBf16(row[d]);
-    }
-  }
-  return part;
-}
 
 // One prefill.
 class PrefillRun {
@@ -46,9 +28,8 @@ class PrefillRun {
   PrefillRun(const WorkerRuntime& runtime, const PrefillTask& task)
       : runtime_(runtime),
         task_(task),
-        geometry_(runtime.model()->config().Geometry()),
         segment_tokens_(runtime.segment_tokens()),
-        chunk_tokens_(std::max(kChunkTokens, segment_tokens_)),
+        chunk_tokens_(std::max(kPromptChunkTokens, segment_tokens_)),
         total_(static_cast<int64_t>(task.tokens.size())) {}
 
   absl::StatusOr<v1::PrefillResult> Run() {
@@ -123,9 +104,12 @@ class PrefillRun {
   }
 
   absl::Status Compute(const v1::MatchPrefixResponse& match) {
-    absl::StatusOr<std::unique_ptr<FillableKvCache>> cache =
-        runtime_.NewCache(task_.mode, total_, task_.recent_window, task_.max_relative_error);
-    if (!cache.ok()) return cache.status();
+    absl::StatusOr<std::unique_ptr<ModelSequence>> sequence =
+        runtime_.engine().NewSequence({.compact = task_.mode == v1::CACHE_MODE_COMPACT,
+                                       .recent_window = task_.recent_window,
+                                       .max_tokens = total_,
+                                       .max_relative_error = task_.max_relative_error});
+    if (!sequence.ok()) return sequence.status();
     PrefixPolicy policy;
     policy.mode = task_.mode;
     policy.segment_tokens = segment_tokens_;
@@ -137,18 +121,16 @@ class PrefillRun {
     const int64_t base = plan.fill.length;
     std::unique_ptr<PrefixFetch> fetch;
     if (!plan.empty()) {
-      absl::StatusOr<std::unique_ptr<PrefixFetch>> started =
-          PrefixFetch::Start(&runtime_.kv(), std::move(plan), cache->get(),
-                             dynamic_cast<CompactKvCache*>(cache->get()), task_.deadline);
+      absl::StatusOr<std::unique_ptr<PrefixFetch>> started = PrefixFetch::Start(
+          &runtime_.kv(), std::move(plan), (*sequence)->fill_target(), task_.deadline);
       if (!started.ok()) return started.status();
       fetch = *std::move(started);
     }
     SegmentUploader uploader(&runtime_.kv(), task_.deadline);
-    LlamaRunner runner(runtime_.model(), runtime_.pool());
     for (int64_t first = base; first < total_; first += chunk_tokens_) {
       const int n = static_cast<int>(std::min<int64_t>(chunk_tokens_, total_ - first));
       if (absl::Status s =
-              ComputeChunk(first, n, first == base ? &match : nullptr, runner, **cache, uploader);
+              ComputeChunk(first, n, first == base ? &match : nullptr, **sequence, uploader);
           !s.ok()) {
         return s;
       }
@@ -169,8 +151,7 @@ class PrefillRun {
 
   // `match` only for the first chunk: the put continues what it matched.
   absl::Status ComputeChunk(int64_t first, int n, const v1::MatchPrefixResponse* match,
-                            LlamaRunner& runner, FillableKvCache& cache,
-                            SegmentUploader& uploader) {
+                            ModelSequence& sequence, SegmentUploader& uploader) {
     v1::PutHeader header;
     *header.mutable_namespace_() = runtime_.ns(task_.mode);
     if (match != nullptr && first > 0) {
@@ -189,31 +170,17 @@ class PrefillRun {
     }
     if (absl::Status s = uploader.BeginPut(std::move(header)); !s.ok()) return s;
 
-    ForwardOptions options;
-    options.logits = Logits::kNone;
-    options.on_qkv = [&](int layer, int64_t, int, const float*, const float* k, const float* v) {
-      return SendLayer(first, n, layer, k, v, uploader);
+    PromptOptions options;
+    options.wanted = [this] {
+      return task_.cancelled && task_.cancelled() ? absl::CancelledError("the caller is gone")
+                                                  : absl::OkStatus();
     };
-    ForwardOutput no_logits;
-    if (absl::Status s = runner.Forward(tokens, cache, &no_logits, options); !s.ok()) return s;
+    options.on_part = [&](ComputedPart part) {
+      return uploader.SendPart(part.first / segment_tokens_, part.layer, part.part,
+                               std::move(part.values));
+    };
+    if (absl::Status s = sequence.Prefill(tokens, nullptr, options); !s.ok()) return s;
     return uploader.CommitPut();
-  }
-
-  absl::Status SendLayer(int64_t first, int n, int layer, const float* k, const float* v,
-                         SegmentUploader& uploader) {
-    if (task_.cancelled && task_.cancelled()) return absl::CancelledError("the caller is gone");
-    for (int offset = 0; offset < n; offset += segment_tokens_) {
-      const int tokens = std::min(segment_tokens_, n - offset);
-      const int64_t segment = (first + offset) / segment_tokens_;
-      for (const Part part : kParts) {
-        std::vector<uint16_t> dense =
-            GatherPart(part == Part::kK ? k : v, geometry_, offset, tokens);
-        if (absl::Status s = uploader.SendPart(segment, layer, part, std::move(dense)); !s.ok()) {
-          return s;
-        }
-      }
-    }
-    return absl::OkStatus();
   }
 
   void Progress(int64_t done) const {
@@ -222,7 +189,6 @@ class PrefillRun {
 
   const WorkerRuntime& runtime_;
   const PrefillTask& task_;
-  const KvGeometry geometry_;
   const int segment_tokens_;
   const int chunk_tokens_;
   const int64_t total_;

@@ -20,14 +20,12 @@ SharedBytes Share(AlignedBuffer buffer) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PrefixFetch>> PrefixFetch::Start(KvClient* client, PrefixPlan plan,
-                                                                FillableKvCache* cache,
-                                                                CompactKvCache* compact,
+                                                                FillTarget* cache,
                                                                 absl::Time deadline) {
   if (absl::Status s = cache->BeginFill(plan.fill, deadline); !s.ok()) return s;
   std::unique_ptr<PrefixFetch> fetch(new PrefixFetch(client, std::move(plan)));
   fetch->layers_ = cache->geometry().layers;
   fetch->cache_ = cache;
-  fetch->compact_ = compact;
   return Begin(std::move(fetch), deadline);
 }
 
@@ -163,8 +161,8 @@ absl::Status PrefixFetch::Install(const PlannedFetch& fetch, int layer, FetchedB
                                   FetchedBlob v) {
   if (sequence_ != nullptr) return InstallSequence(layer, k, v);
   if (fetch.compact) {
-    return compact_->InstallCompact(layer, fetch.segment, Share(std::move(k.bytes)),
-                                    Share(std::move(v.bytes)));
+    return cache_->InstallCompact(layer, fetch.segment, Share(std::move(k.bytes)),
+                                  Share(std::move(v.bytes)));
   }
   const KvGeometry& geometry = cache_->geometry();
   const int64_t first = fetch.segment * static_cast<int64_t>(plan_.segment_tokens);

@@ -11,8 +11,7 @@
 #include "absl/time/time.h"
 #include "clients/cpp/kv_client.h"
 #include "clients/worker/prefix_plan.h"
-#include "compute/cache/compact_kv_cache.h"
-#include "compute/cache/fillable_kv_cache.h"
+#include "compute/cache/fill_target.h"
 #include "compute/cache/sequence_kv_cache.h"
 
 namespace fourierkv {
@@ -21,12 +20,9 @@ namespace fourierkv {
 // arrived, while layer l + 1 is on its way.
 class PrefixFetch {
  public:
-  // Begins to fill `cache`, which must be empty; `compact` is the same cache if it is a compact
-  // one, else null. Client and cache must outlive the fetch.
+  // Begins to fill `cache`, which must be empty. Client and cache must outlive the fetch.
   static absl::StatusOr<std::unique_ptr<PrefixFetch>> Start(KvClient* client, PrefixPlan plan,
-                                                            FillableKvCache* cache,
-                                                            CompactKvCache* compact,
-                                                            absl::Time deadline);
+                                                            FillTarget* cache, absl::Time deadline);
   // The same with a whole sequence of `tokens` tokens, stored under `block_key`. The cache's owner
   // may still take its last token back (ForgetLast).
   static absl::StatusOr<std::unique_ptr<PrefixFetch>> Start(KvClient* client,
@@ -62,8 +58,7 @@ class PrefixFetch {
   KvClient* client_;
   PrefixPlan plan_;
   int layers_ = 0;
-  FillableKvCache* cache_ = nullptr;  // of these, those that are filled
-  CompactKvCache* compact_ = nullptr;
+  FillTarget* cache_ = nullptr;  // one of these is filled
   SequenceKvCache* sequence_ = nullptr;
   std::vector<std::unique_ptr<FetchedBlob>> waiting_k_;  // per fetch
   int layer_ = 0;                                        // that is arriving

@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "compute/cache/fillable_kv_cache.h"
+#include "compute/cache/fill_target.h"
 #include "fourierkv/v1/kv_cache_service.pb.h"
 #include "fourierkv/v1/prefill_service.pb.h"
 

@@ -35,6 +35,10 @@ void DeclareWorkerFlags(CLI::App& app, WorkerFlags& flags, const std::string& pr
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--device", flags.worker.device, "Compute backend")->capture_default_str();
+  app.add_option("--kv-memory", flags.worker.kv_memory,
+                 "Memory of the GPU for KV caches, as 512MB or 40GB; 0: two fifths of what is free")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->capture_default_str();
   app.add_option("--threads", flags.worker.threads, "Compute threads; 0: one per hardware thread")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

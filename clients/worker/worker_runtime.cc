@@ -8,8 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "compute/base/structured_log.h"
-#include "compute/cache/compact_kv_cache.h"
-#include "compute/cache/dense_kv_cache.h"
+#include "compute/model/engine_registry.h"
 #include "proto/support/convert.h"
 
 namespace fourierkv {
@@ -17,7 +16,6 @@ namespace {
 
 constexpr absl::Duration kProfileTimeout = absl::Seconds(30);
 constexpr int kExactSegmentTokens = 256;  // where the profile has no segments
-constexpr KvDtype kCacheDtype = KvDtype::kBf16;
 
 std::string RopeText(const ModelConfig& config) {
   if (!config.llama3_rope) return absl::StrFormat("default;theta=%.17g", config.rope_theta);
@@ -37,8 +35,8 @@ v1::CacheNamespace NamespaceOf(const WorkerOptions& options, const LlamaModel& m
   ns.set_tenant_salt(options.tenant_salt);
   ns.set_model_id(options.model_id.empty() ? folder.filename().string() : options.model_id);
   ns.set_model_revision(model.revision().ToHex());
-  ns.set_weight_dtype("fp32");  // what the runner computes with, whatever the files hold
-  ns.set_kv_dtype(DtypeName(kCacheDtype));
+  ns.set_weight_dtype("fp32");  // of the host's engine
+  ns.set_kv_dtype(DtypeName(kEngineKvDtype));
   ns.set_layers(profile.geometry.layers);
   ns.set_kv_heads(profile.geometry.kv_heads);
   ns.set_head_dim(profile.geometry.head_dim);
@@ -117,6 +115,17 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Create(const Worke
   runtime->layout_ = std::make_shared<const ProfileLayout>(*profile);
   runtime->exact_ns_ = NamespaceOf(options, *runtime->model_, *profile, v1::CACHE_MODE_EXACT);
   runtime->compact_ns_ = NamespaceOf(options, *runtime->model_, *profile, v1::CACHE_MODE_COMPACT);
+  absl::StatusOr<std::unique_ptr<ModelEngine>> engine =
+      CreateEngine(options.device, {.model = runtime->model_,
+                                    .layout = runtime->layout_,
+                                    .backend = runtime->backend_.get(),
+                                    .pool = runtime->pool_,
+                                    .segment_tokens = runtime->segment_tokens(),
+                                    .kv_memory = options.kv_memory});
+  if (!engine.ok()) return engine.status();
+  runtime->engine_ = *std::move(engine);
+  runtime->exact_ns_.set_weight_dtype(runtime->engine_->weight_dtype());
+  runtime->compact_ns_.set_weight_dtype(runtime->engine_->weight_dtype());
 
   absl::StatusOr<std::unique_ptr<KvClient>> kv =
       KvClient::Connect(options.server, options.connect_timeout, options.channel);
@@ -133,6 +142,7 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Create(const Worke
        {"profile_id", runtime->layout_->id().ToHex()},
        {"bits_per_element", runtime->layout_->BitsPerElement()},
        {"backend", runtime->backend_->name()},
+       {"engine", runtime->engine_->name()},
        {"server", options.server},
        {"load_ms", absl::ToDoubleMilliseconds(absl::Now() - begun)}});
   return runtime;
@@ -151,32 +161,11 @@ absl::Status WorkerRuntime::PutProfile() const {
   return kv_->PutProfile(layout_->profile(), absl::Now() + kProfileTimeout).status();
 }
 
-absl::StatusOr<std::unique_ptr<FillableKvCache>> WorkerRuntime::NewCache(v1::CacheMode mode,
-                                                                         int64_t max_tokens,
-                                                                         int recent_window,
-                                                                         float error_bound) const {
-  if (mode == v1::CACHE_MODE_EXACT) {
-    absl::StatusOr<std::unique_ptr<DenseKvCache>> cache =
-        DenseKvCache::Create(model_->config().Geometry(), backend_.get(), max_tokens, kCacheDtype);
-    if (!cache.ok()) return cache.status();
-    return *std::move(cache);
-  }
-  CompactCacheOptions options;
-  options.recent_window = recent_window;
-  options.max_tokens = max_tokens;
-  options.dtype = kCacheDtype;
-  options.max_relative_error = error_bound;
-  absl::StatusOr<std::unique_ptr<CompactKvCache>> cache =
-      CompactKvCache::Create(layout_, backend_.get(), options);
-  if (!cache.ok()) return cache.status();
-  return *std::move(cache);
-}
-
 absl::StatusOr<std::unique_ptr<SequenceKvCache>> WorkerRuntime::NewSequenceCache(
     int64_t capacity, int64_t prompt_tokens) const {
   return SequenceKvCache::Create(
       layout_->sequence(), backend_.get(), pool_,
-      {.capacity = capacity, .prompt_tokens = prompt_tokens, .dtype = kCacheDtype});
+      {.capacity = capacity, .prompt_tokens = prompt_tokens, .dtype = kEngineKvDtype});
 }
 
 }  // namespace fourierkv

@@ -1,10 +1,9 @@
-// What prefill and decode workers have in common: a model, a codec profile, a compute backend and a
-// connection to the KV service.
+// What prefill and decode workers have in common: a model, a codec profile, what computes them, and
+// a connection to the KV service.
 
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <string>
 
@@ -13,10 +12,10 @@
 #include "clients/cpp/kv_client.h"
 #include "compute/backend/compute_backend.h"
 #include "compute/base/thread_pool.h"
-#include "compute/cache/fillable_kv_cache.h"
 #include "compute/cache/sequence_kv_cache.h"
 #include "compute/codec/segment_layout.h"
 #include "compute/model/llama_model.h"
+#include "compute/model/model_engine.h"
 #include "fourierkv/v1/prefill_service.pb.h"
 #include "fourierkv/v1/types.pb.h"
 
@@ -33,6 +32,7 @@ struct WorkerOptions {
   std::string device = "cpu";
   int threads = 0;
   int recent_window = 1024;
+  int64_t kv_memory = 0;  // bytes of the device's memory for KV caches; 0: as the engine thinks fit
   absl::Duration connect_timeout = absl::Seconds(30);
 };
 
@@ -46,6 +46,7 @@ class WorkerRuntime {
   const std::shared_ptr<const LlamaModel>& model() const { return model_; }
   const std::shared_ptr<ThreadPool>& pool() const { return pool_; }
   ComputeBackend* backend() const { return backend_.get(); }
+  ModelEngine& engine() const { return *engine_; }
   const std::shared_ptr<const ProfileLayout>& layout() const { return layout_; }
   KvClient& kv() const { return *kv_; }
   // Of the segments of both cache modes; of EXACT only if `sequence`.
@@ -63,13 +64,7 @@ class WorkerRuntime {
   // Puts the profile again, in case the service has been restarted.
   absl::Status PutProfile() const;
 
-  // An empty cache of a mode without `sequence` for at most `max_tokens`; `error_bound` as
-  // CompactCacheOptions has it.
-  absl::StatusOr<std::unique_ptr<FillableKvCache>> NewCache(
-      v1::CacheMode mode, int64_t max_tokens, int recent_window,
-      float error_bound = std::numeric_limits<float>::infinity()) const;
-
-  // The same where the mode has `sequence`. Errors are those of SequenceKvCache.
+  // A cache of a mode with `sequence`. Errors are those of SequenceKvCache.
   absl::StatusOr<std::unique_ptr<SequenceKvCache>> NewSequenceCache(int64_t capacity,
                                                                     int64_t prompt_tokens) const;
 
@@ -80,6 +75,7 @@ class WorkerRuntime {
   std::shared_ptr<ThreadPool> pool_;
   std::unique_ptr<ComputeBackend> backend_;
   std::shared_ptr<const ProfileLayout> layout_;
+  std::unique_ptr<ModelEngine> engine_;
   std::unique_ptr<KvClient> kv_;
   v1::CacheNamespace compact_ns_;
   v1::CacheNamespace exact_ns_;
@@ -97,7 +93,8 @@ absl::StatusOr<float> ParseErrorBound(float bound);
 // cannot be exact in parts.
 absl::Status CheckErrorBound(const WorkerRuntime& runtime, v1::CacheMode mode, float bound);
 
-// Where workers with these options keep caches of that mode: without codec for EXACT.
+// Where workers with these options, computing on the host, keep caches of that mode: without codec
+// for EXACT.
 v1::CacheNamespace NamespaceOf(const WorkerOptions& options, const LlamaModel& model,
                                const CodecProfile& profile, v1::CacheMode mode);
 

@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compute/base/unique_id.h"
-#include "compute/codec/payload_check.h"
+#include "compute/cache/compact_blob.h"
 #include "compute/codec/segment_blob.h"
 
 namespace fourierkv {
@@ -16,38 +16,6 @@ constexpr size_t kPayloadAlignment = 4;
 
 std::vector<std::byte> CopyOf(std::span<const std::byte> bytes) {
   return {bytes.begin(), bytes.end()};
-}
-
-// What is wrong with a blob's header, or empty.
-std::string Mismatch(const BlobHeader& header, int layer, Part part, int64_t segment, KvDtype dtype,
-                     const ProfileLayout& layout) {
-  const PartLayout& expected = layout.part(layer, part);
-  if (header.form != SegmentForm::kCompact) {
-    return absl::StrCat("its form is ", FormName(header.form), ", not compact");
-  }
-  if (header.part != part) return absl::StrCat("it holds ", PartName(header.part));
-  if (header.layer != static_cast<uint32_t>(layer)) {
-    return absl::StrCat("it belongs to layer ", header.layer);
-  }
-  if (header.dtype != dtype) return "its element type is not the cache's";
-  if (header.tokens != expected.segment_tokens || header.kv_heads != expected.kv_heads ||
-      header.head_dim != expected.head_dim) {
-    return absl::StrCat("it has ", header.tokens, " tokens of ", header.kv_heads, " heads of ",
-                        header.head_dim, " channels; the profile has ", expected.segment_tokens,
-                        " of ", expected.kv_heads, " of ", expected.head_dim);
-  }
-  if (!std::equal(header.profile_prefix.begin(), header.profile_prefix.end(),
-                  layout.id().bytes.begin())) {
-    return "it was encoded with another codec profile";
-  }
-  if (header.first_token != static_cast<uint64_t>(segment) * expected.segment_tokens) {
-    return absl::StrCat("it starts at position ", header.first_token);
-  }
-  if (header.payload_bytes != static_cast<uint64_t>(expected.payload_bytes)) {
-    return absl::StrCat("its payload has ", header.payload_bytes, " bytes; the profile's has ",
-                        expected.payload_bytes);
-  }
-  return "";
 }
 
 }  // namespace
@@ -172,42 +140,24 @@ absl::Status CompactKvCache::BeginFill(const FillPlan& plan, absl::Time deadline
 
 absl::StatusOr<SharedBytes> CompactKvCache::VerifiedPayload(int layer, Part part, int64_t segment,
                                                             const SharedBytes& blob) const {
-  absl::StatusOr<BlobHeader> header = OpenBlob(blob.span());
-  const auto where = [&] {
-    return absl::StrCat(PartName(part), " of layer ", layer, " of segment ", segment, ": ");
-  };
-  if (!header.ok()) {
-    return absl::Status(header.status().code(), absl::StrCat(where(), header.status().message()));
+  absl::StatusOr<std::span<const std::byte>> payload =
+      OpenCompactBlob(*layout_, dtype_, layer, part, segment, max_relative_error_, blob.span());
+  if (!payload.ok()) return payload.status();
+  if (reinterpret_cast<uintptr_t>(payload->data()) % kPayloadAlignment != 0) {
+    return SharedBytes::Of(std::make_shared<const std::vector<std::byte>>(CopyOf(*payload)));
   }
-  const std::string mismatch = Mismatch(*header, layer, part, segment, dtype_, *layout_);
-  if (!mismatch.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(where(), "the blob does not fit: ", mismatch));
-  }
-  if (header->relative_error > max_relative_error_) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        where(), "its relative error ", header->relative_error, " is above ", max_relative_error_));
-  }
-  const std::span<const std::byte> payload = BlobPayload(blob.span());
-  if (absl::Status s = CheckPayload(layout_->part(layer, part), payload); !s.ok()) {
-    return absl::Status(s.code(), absl::StrCat(where(), s.message()));
-  }
-  if (reinterpret_cast<uintptr_t>(payload.data()) % kPayloadAlignment != 0) {
-    return SharedBytes::Of(std::make_shared<const std::vector<std::byte>>(CopyOf(payload)));
-  }
-  return SharedBytes{std::shared_ptr<const std::byte>(blob.data, payload.data()), payload.size()};
+  return SharedBytes{std::shared_ptr<const std::byte>(blob.data, payload->data()), payload->size()};
 }
 
 absl::Status CompactKvCache::InstallCompact(int layer, int64_t segment, SharedBytes k_blob,
                                             SharedBytes v_blob) {
   if (absl::Status s = CheckFilling(layer); !s.ok()) return s;
-  const auto exact = std::lower_bound(exact_inside().begin(), exact_inside().end(), segment);
-  if (segment < 1 || segment > settled_segments() ||
-      (exact != exact_inside().end() && *exact == segment)) {
+  const int64_t block = places().CompactIndexOf(segment);
+  if (block < 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("segment ", segment, " is not among the planned compact ones, 1 to ",
                      settled_segments(), " but for ", exact_inside().size(), " exact ones"));
   }
-  const int64_t block = segment - 1 - (exact - exact_inside().begin());
   absl::StatusOr<SharedBytes> k = VerifiedPayload(layer, Part::kK, segment, k_blob);
   if (!k.ok()) return k.status();
   absl::StatusOr<SharedBytes> v = VerifiedPayload(layer, Part::kV, segment, v_blob);
@@ -219,18 +169,13 @@ absl::Status CompactKvCache::InstallCompact(int layer, int64_t segment, SharedBy
   return absl::OkStatus();
 }
 
-int64_t CompactKvCache::SegmentOf(size_t block) const {
-  int64_t segment = static_cast<int64_t>(block) + 1;
-  for (const int64_t exact : exact_inside()) segment += exact <= segment ? 1 : 0;
-  return segment;
-}
-
 absl::Status CompactKvCache::CheckCompactInstalled(int layer) const {
   const std::vector<CompactBlock>& blocks = segments_[layer].blocks;
   for (size_t i = 0; i < blocks.size(); ++i) {
     if (blocks[i].k == nullptr) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("layer ", layer, ": compact segment ", SegmentOf(i), " was not installed"));
+      return absl::FailedPreconditionError(absl::StrCat("layer ", layer, ": compact segment ",
+                                                        places().SegmentOf(static_cast<int64_t>(i)),
+                                                        " was not installed"));
     }
   }
   return absl::OkStatus();

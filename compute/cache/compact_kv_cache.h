@@ -51,11 +51,8 @@ class CompactKvCache final : public FillableKvCache {
 
   absl::Status BeginFill(const FillPlan& plan, absl::Time deadline) override;
 
-  // K and V of `layer` of one compact segment of the plan, as whole blobs, which stay shared. Both
-  // are verified, so that nothing they hold can make attention give NaN. DataLoss for damaged
-  // blobs; InvalidArgument for a blob of another form, layer, position, geometry or profile, or of
-  // an error above max_relative_error; FailedPrecondition for a layer that is not being filled.
-  absl::Status InstallCompact(int layer, int64_t segment, SharedBytes k_blob, SharedBytes v_blob);
+  absl::Status InstallCompact(int layer, int64_t segment, SharedBytes k_blob,
+                              SharedBytes v_blob) override;
 
   // Encodes what Advance would, without waiting for it: for a cache that was filled with more exact
   // tokens than it needs. Waits until the fill is complete; fails as Append and
@@ -78,13 +75,9 @@ class CompactKvCache final : public FillableKvCache {
   void AddCompact(int layer, LayerKv* kv) const override;
   absl::Status AfterAdvance() override;
   absl::Status CheckCompactInstalled(int layer) const override;
-  int64_t compact_segments() const override {
-    return settled_segments() - static_cast<int64_t>(exact_inside().size());
-  }
   int64_t compact_bytes() const override;
 
   absl::Status SealOldest();
-  int64_t SegmentOf(size_t block) const;  // of the compact ones
   // The payload of a blob that was made for this place, and its owner.
   absl::StatusOr<SharedBytes> VerifiedPayload(int layer, Part part, int64_t segment,
                                               const SharedBytes& blob) const;

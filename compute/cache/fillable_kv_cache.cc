@@ -20,6 +20,7 @@ FillableKvCache::FillableKvCache(const KvGeometry& geometry, KvDtype dtype, int6
       backend_(backend),
       max_tokens_(max_tokens),
       segment_tokens_(segment_tokens),
+      places_(segment_tokens),
       layers_(),
       pending_(geometry.layers, 0),
       gate_(geometry.layers),
@@ -37,7 +38,7 @@ int64_t FillableKvCache::bytes() const {
 CacheStats FillableKvCache::stats() const {
   return {.exact_tokens = exact_tokens(),
           .compact_segments = compact_segments(),
-          .exact_inside = static_cast<int64_t>(exact_inside_.size()),
+          .exact_inside = static_cast<int64_t>(exact_inside().size()),
           .exact_bytes = geometry_.DenseBytes(exact_tokens()),
           .compact_bytes = compact_bytes(),
           .dense_bytes = geometry_.DenseBytes(length_)};
@@ -126,65 +127,17 @@ absl::Status FillableKvCache::WaitUntilFilled() const {
 void FillableKvCache::SettleOldest(bool compact) {
   if (compact) {
     for (ExactLayer& layer : layers_) layer.Erase(unsettled_index(), segment_tokens_);
-  } else {
-    exact_inside_.push_back(settled_ + 1);
   }
-  ++settled_;
-}
-
-int64_t FillableKvCache::ExactIndex(int64_t position) const {
-  if (settled_ == 0 || position < segment_tokens_) return position;
-  if (position >= (1 + settled_) * segment_tokens_) return position - compact_tokens();
-  const int64_t segment = position / segment_tokens_;
-  const auto at = std::lower_bound(exact_inside_.begin(), exact_inside_.end(), segment);
-  if (at == exact_inside_.end() || *at != segment) return -1;
-  return (1 + (at - exact_inside_.begin())) * segment_tokens_ + position % segment_tokens_;
-}
-
-int64_t FillableKvCache::PositionOf(int64_t exact_index) const {
-  if (settled_ == 0 || exact_index < segment_tokens_) return exact_index;
-  if (exact_index >= unsettled_index()) return exact_index + compact_tokens();
-  return exact_inside_[exact_index / segment_tokens_ - 1] * segment_tokens_ +
-         exact_index % segment_tokens_;
-}
-
-absl::Status FillableKvCache::CheckPlan(const FillPlan& plan) const {
-  if (plan.length < 1 || plan.compact_segments < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("a fill of ", plan.length, " tokens with ",
-                                                   plan.compact_segments, " compact segments"));
-  }
-  if (plan.length > max_tokens_) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "a fill of ", plan.length, " tokens: the cache holds ", max_tokens_, " at most"));
-  }
-  const bool fits =
-      plan.compact_segments == 0 ||
-      (segment_tokens_ > 0 && plan.compact_segments <= plan.length / segment_tokens_ - 1);
-  if (!fits) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a cache of ", plan.length, " tokens cannot have ", plan.compact_segments,
-                     " compact segments", segment_tokens_ == 0 ? ": it is dense" : ""));
-  }
-  int64_t last = 0;
-  for (const int64_t segment : plan.exact_inside) {
-    if (segment <= last || segment > plan.compact_segments) {
-      return absl::InvalidArgumentError(absl::StrCat("exact_inside: segment ", segment, " after ",
-                                                     last, "; they must increase, from 1 to ",
-                                                     plan.compact_segments));
-    }
-    last = segment;
-  }
-  return absl::OkStatus();
+  places_.Settle(compact);
 }
 
 absl::Status FillableKvCache::BeginFill(const FillPlan& plan, absl::Time deadline) {
   if (length_ != 0) {
     return absl::FailedPreconditionError("only an empty cache can be filled");
   }
-  if (absl::Status s = CheckPlan(plan); !s.ok()) return s;
+  if (absl::Status s = CheckFillPlan(plan, segment_tokens_, max_tokens_); !s.ok()) return s;
   length_ = plan.length;
-  settled_ = plan.compact_segments;
-  exact_inside_ = plan.exact_inside;
+  places_ = ExactPlaces(segment_tokens_, plan);
   std::fill(pending_.begin(), pending_.end(), 0);
   for (int l = 0; l < geometry_.layers; ++l) {
     layers_[l].Reserve(exact_tokens() + std::min(kSpareTokens, max_tokens_ - length_));
@@ -198,19 +151,23 @@ absl::Status FillableKvCache::BeginFill(const FillPlan& plan, absl::Time deadlin
 absl::Status FillableKvCache::InstallExact(int layer, int64_t first_token, int64_t tokens,
                                            const uint16_t* k, const uint16_t* v) {
   if (absl::Status s = CheckFilling(layer); !s.ok()) return s;
-  const bool in_sequence =
-      first_token >= 0 && tokens >= 1 && tokens <= length_ && first_token <= length_ - tokens;
-  const int64_t first = in_sequence ? ExactIndex(first_token) : -1;
-  // A compact token between the two would bring them closer together.
-  if (first < 0 || ExactIndex(first_token + tokens - 1) != first + tokens - 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("layer ", layer, ": ", tokens, " tokens from position ", first_token,
-                     " are not among those to be held exactly (", length_, " tokens, of which ",
-                     compact_tokens(), " in segments 1 to ", settled_, " are compact)"));
+  const int64_t first = places_.IndexOfRun(first_token, tokens, length_);
+  if (first < 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "layer ", layer, ": ", tokens, " tokens from position ", first_token,
+        " are not among those to be held exactly (", length_, " tokens, of which ",
+        places_.compact_tokens(), " in segments 1 to ", settled_segments(), " are compact)"));
   }
   layers_[layer].WriteHeads(first, tokens, k, v);
   std::fill_n(installed_[layer].begin() + first, tokens, true);
   return absl::OkStatus();
+}
+
+absl::Status FillableKvCache::InstallCompact(int layer, int64_t segment, SharedBytes /*k_blob*/,
+                                             SharedBytes /*v_blob*/) {
+  return absl::InvalidArgumentError(absl::StrCat("layer ", layer, ": segment ", segment,
+                                                 " is compact, and the cache is dense: ask for it ",
+                                                 "exactly"));
 }
 
 absl::Status FillableKvCache::MarkLayerReady(int layer) {
@@ -220,7 +177,7 @@ absl::Status FillableKvCache::MarkLayerReady(int layer) {
   if (missing != installed.end()) {
     return absl::FailedPreconditionError(
         absl::StrCat("layer ", layer, ": the exact token at position ",
-                     PositionOf(missing - installed.begin()), " was not installed"));
+                     places_.PositionOf(missing - installed.begin()), " was not installed"));
   }
   if (absl::Status s = CheckCompactInstalled(layer); !s.ok()) return s;
   installed_[layer] = {};

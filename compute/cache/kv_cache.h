@@ -9,6 +9,16 @@
 
 namespace fourierkv {
 
+// Of any cache.
+struct CacheStats {
+  int64_t exact_tokens = 0;
+  int64_t compact_segments = 0;
+  int64_t exact_inside = 0;   // exact segments among the compact ones
+  int64_t exact_bytes = 0;    // of exact tokens
+  int64_t compact_bytes = 0;  // of compact segments, headers included
+  int64_t dense_bytes = 0;    // what all tokens would take in a dense cache
+};
+
 // The cache of one sequence. The runner calls, for each chunk of n tokens and each layer in order:
 // Append, then Attend. One thread at a time.
 class KvCache {

@@ -31,6 +31,9 @@ class Sampler {
   // InvalidArgument, naming the field, for options out of bounds.
   static absl::StatusOr<Sampler> Create(const SamplingOptions& options);
 
+  // Whether Next takes the likeliest token, with nothing drawn.
+  bool greedy() const { return options_.temperature == 0; }
+
   // Greedy ties go to the smallest id. InvalidArgument for no logits; Internal for logits that are
   // not finite: a damaged cache or model must not become text.
   absl::StatusOr<SampledToken> Next(std::span<const float> logits);

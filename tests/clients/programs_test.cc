@@ -35,7 +35,7 @@ TEST(ProgramsTest, HelpNamesEveryFlag) {
       "--listen",        "--server",  "--model",           "--model-id",     "--profile",
       "--tenant-salt",   "--device",  "--connect-timeout", "--max-requests", "--drain-seconds",
       "--recent-window", "--threads", "--no-reflection",   "--log-level",    "--log-format",
-      "--config",        "--version"};
+      "--kv-memory",     "--config",  "--version"};
   const std::vector<std::pair<std::string, std::vector<std::string>>> programs = {
       {"fourierkv-server",
        {"--listen", "--metrics", "--memory", "--scratch-memory", "--max-puts", "--stall-seconds",

@@ -10,6 +10,7 @@
 #include <random>
 #include <span>
 
+#include "compute/model/host_engine.h"
 #include "compute/model/llama_runner.h"
 #include "compute/model/sampler.h"
 
@@ -49,21 +50,36 @@ std::vector<int32_t> RandomPrompt(uint32_t seed, int64_t tokens) {
   return prompt;
 }
 
+std::unique_ptr<FillableKvCache> LocalCache(const WorkerRuntime& runtime, v1::CacheMode mode,
+                                            int64_t max_tokens, int recent_window,
+                                            float error_bound) {
+  const HostEngine engine({.model = runtime.model(),
+                           .layout = runtime.layout(),
+                           .backend = runtime.backend(),
+                           .pool = runtime.pool(),
+                           .segment_tokens = runtime.segment_tokens()});
+  auto cache = engine.NewCache({.compact = mode == v1::CACHE_MODE_COMPACT,
+                                .recent_window = recent_window,
+                                .max_tokens = max_tokens,
+                                .max_relative_error = error_bound});
+  MustBeOk(cache.status());
+  return *std::move(cache);
+}
+
 LocalRun GenerateLocally(const WorkerRuntime& runtime, v1::CacheMode mode,
                          const std::vector<int32_t>& prompt, int new_tokens, int recent_window,
                          float error_bound) {
-  auto cache = runtime.NewCache(mode, static_cast<int64_t>(prompt.size()) + new_tokens,
+  const auto cache = LocalCache(runtime, mode, static_cast<int64_t>(prompt.size()) + new_tokens,
                                 recent_window, error_bound);
-  MustBeOk(cache.status());
   LlamaRunner runner(runtime.model(), runtime.pool());
   ForwardOutput out;
-  MustBeOk(Prefill(runner, prompt, **cache, &out));
+  MustBeOk(Prefill(runner, prompt, *cache, &out));
   auto sampler = Sampler::Create({});
   MustBeOk(sampler.status());
   LocalRun run;
   run.smallest_lead = std::numeric_limits<float>::infinity();
   for (int i = 0; i < new_tokens; ++i) {
-    if (i > 0) MustBeOk(runner.Forward({&run.tokens.back(), 1}, **cache, &out));
+    if (i > 0) MustBeOk(runner.Forward({&run.tokens.back(), 1}, *cache, &out));
     run.smallest_lead = std::min(run.smallest_lead, Lead(out.logits));
     const auto token = sampler->Next(out.logits);
     MustBeOk(token.status());

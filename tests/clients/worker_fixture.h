@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "clients/worker/worker_runtime.h"
+#include "compute/cache/fillable_kv_cache.h"
 #include "tests/compute/model/temp_folder.h"
 
 namespace fourierkv {
@@ -27,6 +28,11 @@ class TinyModel {
 };
 
 std::vector<int32_t> RandomPrompt(uint32_t seed, int64_t tokens);
+
+// The cache that the host's engine has in that mode, for at most `max_tokens`. Aborts on errors.
+std::unique_ptr<FillableKvCache> LocalCache(
+    const WorkerRuntime& runtime, v1::CacheMode mode, int64_t max_tokens, int recent_window,
+    float error_bound = std::numeric_limits<float>::infinity());
 
 struct LocalRun {
   std::vector<int32_t> tokens;

@@ -293,20 +293,18 @@ TEST_F(WorkerTest, AFetchOfWhatIsGoneFailsAndTellsTheCache) {
   const Digest second = *Digest::FromRaw(match->segments(1).block_key(), "key");
   ASSERT_TRUE(service_.client().Delete({second}, Soon()).ok());
 
-  auto cache = runtime_->NewCache(kCompactMode, 500, kWindow);
-  ASSERT_TRUE(cache.ok());
+  const auto cache = LocalCache(*runtime_, kCompactMode, 500, kWindow);
   PrefixPlan plan = PlanPrefix(*match, {.mode = kCompactMode,
                                         .segment_tokens = 128,
                                         .recent_window = kWindow,
                                         .sequence_tokens = 400,
                                         .max_reused = 399});
   EXPECT_EQ(plan.fill.length, 399);
-  auto fetch = PrefixFetch::Start(&runtime_->kv(), std::move(plan), cache->get(),
-                                  dynamic_cast<CompactKvCache*>(cache->get()), Soon());
+  auto fetch = PrefixFetch::Start(&runtime_->kv(), std::move(plan), cache.get(), Soon());
   ASSERT_TRUE(fetch.ok()) << fetch.status();
   LlamaRunner runner(runtime_->model(), runtime_->pool());
   ForwardOutput out;
-  const absl::Status computed = runner.Forward({&prompt.back(), 1}, **cache, &out);
+  const absl::Status computed = runner.Forward({&prompt.back(), 1}, *cache, &out);
   EXPECT_EQ(computed.code(), StatusCode::kNotFound) << computed;
   const absl::Status status = (*fetch)->Wait();
   EXPECT_EQ(status.code(), StatusCode::kNotFound);

@@ -48,12 +48,15 @@ int64_t DeviceKvCache::bytes() const {
          static_cast<int64_t>(slots_.size()) * pool_->slot_bytes();
 }
 
+absl::Status DeviceKvCache::CheckRoom(int64_t tokens) const {
+  if (tokens >= 0 && tokens <= options_.max_tokens - length_) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("the cache holds ", length_,
+                                                   " tokens and cannot take ", tokens,
+                                                   " more: its capacity is ", options_.max_tokens));
+}
+
 absl::Status DeviceKvCache::Reserve(int64_t tokens) {
-  if (tokens < 0 || tokens > options_.max_tokens - length_) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the cache holds ", length_, " tokens and cannot take ", tokens,
-                     " more: its capacity is ", options_.max_tokens));
-  }
+  if (absl::Status s = CheckRoom(tokens); !s.ok()) return s;
   const int64_t segment = pool_->segment_tokens();
   while (static_cast<int64_t>(blocks_.size()) * segment < exact_tokens() + tokens) {
     absl::StatusOr<int32_t> block = pool_->TakeBlock();
@@ -82,7 +85,38 @@ int64_t DeviceKvCache::SegmentsDue(int64_t more) const {
   return std::max<int64_t>(0, wanted - static_cast<int64_t>(slots_.size()) - exact_inside_);
 }
 
-void DeviceKvCache::SettleCompact(int32_t slot) {
+absl::Status DeviceKvCache::CheckFill(const FillPlan& plan) const {
+  if (length_ != 0) return absl::FailedPreconditionError("only an empty cache can be filled");
+  return CheckFillPlan(plan, options_.compact ? pool_->segment_tokens() : 0, options_.max_tokens);
+}
+
+KvPlaces DeviceKvCache::PlacesOf(const FillPlan& plan) const {
+  const int64_t segment = pool_->segment_tokens();
+  const int64_t slots = plan.compact_segments - static_cast<int64_t>(plan.exact_inside.size());
+  return {.blocks = (plan.length - slots * segment + segment - 1) / segment, .slots = slots};
+}
+
+absl::Status DeviceKvCache::BeginFill(const FillPlan& plan) {
+  if (absl::Status s = CheckFill(plan); !s.ok()) return s;
+  const auto [blocks, slots] = PlacesOf(plan);
+  const int64_t more_blocks = blocks - static_cast<int64_t>(blocks_.size());
+  if (more_blocks > pool_->free_blocks() || slots > pool_->free_slots()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("a fill of ", plan.length, " tokens needs ", blocks, " blocks and ", slots,
+                     " slots; of the KV pool's, ", pool_->free_blocks(), " and ",
+                     pool_->free_slots(), " are free"));
+  }
+  for (int64_t i = 0; i < more_blocks; ++i) blocks_.push_back(*pool_->TakeBlock());
+  for (int64_t i = 0; i < slots; ++i) slots_.push_back(*pool_->TakeSlot());
+  length_ = plan.length;
+  exact_inside_ = static_cast<int64_t>(plan.exact_inside.size());
+  Changed();
+  return absl::OkStatus();
+}
+
+void DeviceKvCache::SettleCompact(int32_t slot, std::vector<float> relative_errors) {
+  sealed_.push_back(
+      {static_cast<int64_t>(slots_.size()) + exact_inside_ + 1, slot, std::move(relative_errors)});
   const auto oldest = blocks_.begin() + unsettled_index();
   pool_->GiveBackBlock(*oldest);
   blocks_.erase(oldest);

@@ -5,12 +5,15 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "compute/cache/cuda/device_kv_pool.h"
-#include "compute/cache/fillable_kv_cache.h"
+#include "compute/cache/fill_target.h"
+#include "compute/cache/kv_budget.h"
+#include "compute/cache/kv_cache.h"
 
 namespace fourierkv {
 
@@ -20,6 +23,13 @@ struct DeviceCacheOptions {
   int64_t max_tokens = 0;        // 1 to kMaxCacheTokens
   // Segments in which any part of any layer has a larger measured error stay exact.
   float max_relative_error = std::numeric_limits<float>::infinity();
+};
+
+// A segment that has been made compact, in one of its cache's slots.
+struct DeviceSealed {
+  int64_t segment = 0;
+  int32_t slot = 0;
+  std::vector<float> relative_errors;  // index: layer * 2 + part
 };
 
 // Which places of a pool a sequence has, by the same rules as CompactKvCache: segment 0 is exact,
@@ -37,6 +47,7 @@ class DeviceKvCache {
   DeviceKvCache& operator=(const DeviceKvCache&) = delete;
 
   const DeviceKvPool& pool() const { return *pool_; }
+  int64_t max_tokens() const { return options_.max_tokens; }
   float max_relative_error() const { return options_.max_relative_error; }
 
   // Tokens whose KV is complete in every layer, i.e. the position of the next token.
@@ -49,12 +60,23 @@ class DeviceKvCache {
   // Of the places that the sequence has taken from the pool.
   int64_t bytes() const;
 
-  // Places for the next `tokens` tokens. ResourceExhausted beyond max_tokens or when the pool has
+  // ResourceExhausted if `tokens` more tokens are beyond max_tokens.
+  absl::Status CheckRoom(int64_t tokens) const;
+  // Places for the next `tokens` tokens. ResourceExhausted as CheckRoom says or when the pool has
   // no more blocks; what was taken by then stays reserved.
   absl::Status Reserve(int64_t tokens);
   // The next `tokens` tokens have been written to their places. FailedPrecondition if these were
   // not reserved.
   absl::Status Advance(int64_t tokens);
+
+  // FailedPrecondition if the cache is not empty; errors of CheckFillPlan.
+  absl::Status CheckFill(const FillPlan& plan) const;
+  // What a plan takes of the pool.
+  KvPlaces PlacesOf(const FillPlan& plan) const;
+  // The cache, still empty, gets length and places of the plan; writing what belongs there is the
+  // caller's. Errors are those of CheckFill; ResourceExhausted if the pool has too few places.
+  // Nothing is taken then.
+  absl::Status BeginFill(const FillPlan& plan);
 
   // Blocks of exact tokens in order of position, reserved ones included: positions from a multiple
   // of S on, as many as there are. And compact segments in order of position.
@@ -68,9 +90,11 @@ class DeviceKvCache {
   // The block of the i-th of them.
   int32_t due_block(int64_t i) const { return blocks_[unsettled_index() + i]; }
   // The oldest of them is now compact in `slot`, which the cache owns from then on; or it stays
-  // exact for good.
-  void SettleCompact(int32_t slot);
+  // exact for good. `relative_errors`: as DeviceSealed has them.
+  void SettleCompact(int32_t slot, std::vector<float> relative_errors);
   void SettleExact();
+  // What was made compact since the last call, oldest first.
+  std::vector<DeviceSealed> TakeSealed() { return std::exchange(sealed_, {}); }
 
  private:
   DeviceKvCache(std::shared_ptr<DeviceKvPool> pool, const DeviceCacheOptions& options);
@@ -84,6 +108,7 @@ class DeviceKvCache {
   std::vector<int32_t> blocks_;  // the first, those that stay exact, those not settled
   std::vector<int32_t> slots_;
   int64_t exact_inside_ = 0;  // segments behind the first that stay exact
+  std::vector<DeviceSealed> sealed_;
   uint64_t version_ = 0;
 };
 

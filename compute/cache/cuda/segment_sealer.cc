@@ -112,15 +112,15 @@ absl::Status SegmentSealer::CheckReports(std::span<const Job> jobs) const {
 
 void SegmentSealer::Settle(std::span<const Job> jobs) {
   for (size_t j = 0; j < jobs.size(); ++j) {
-    float error = 0;
+    std::vector<float> errors;
     for (size_t i = j; i < reports_.size(); i += jobs.size()) {
-      error = std::max(error, reports_[i].relative_error);
+      errors.push_back(reports_[i].relative_error);
     }
-    if (error > jobs[j].cache->max_relative_error()) {
+    if (*std::max_element(errors.begin(), errors.end()) > jobs[j].cache->max_relative_error()) {
       pool_->GiveBackSlot(jobs[j].slot);
       jobs[j].cache->SettleExact();
     } else {
-      jobs[j].cache->SettleCompact(jobs[j].slot);
+      jobs[j].cache->SettleCompact(jobs[j].slot, std::move(errors));
     }
   }
 }

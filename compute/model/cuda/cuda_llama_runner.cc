@@ -369,17 +369,31 @@ absl::Status CudaLlamaRunner::RunChunk(std::span<const int32_t> tokens, DeviceKv
   return cache.Advance(rows);
 }
 
-absl::Status CudaLlamaRunner::Prefill(std::span<const int32_t> tokens, DeviceKvCache& cache,
-                                      ForwardOutput* out, Logits logits) {
+absl::Status CudaLlamaRunner::CheckTokens(std::span<const int32_t> tokens,
+                                          const DeviceKvCache& cache) const {
   if (tokens.empty()) return absl::InvalidArgumentError("tokens is empty; give at least one");
-  if (logits == Logits::kAll) {
-    return absl::InvalidArgumentError("logits of every token of a prompt: ask for the last");
-  }
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (absl::Status s = CheckToken(i, tokens[i]); !s.ok()) return s;
   }
   const auto n = static_cast<int64_t>(tokens.size());
   if (absl::Status s = CheckRoom(cache, n); !s.ok()) return s;
+  return cache.CheckRoom(n);
+}
+
+absl::Status CudaLlamaRunner::Prefill(std::span<const int32_t> tokens, DeviceKvCache& cache,
+                                      ForwardOutput* out, Logits logits) {
+  if (absl::Status s = Extend(tokens, cache, out, logits); !s.ok()) return s;
+  DeviceKvCache* const one = &cache;
+  return Seal({&one, 1});
+}
+
+absl::Status CudaLlamaRunner::Extend(std::span<const int32_t> tokens, DeviceKvCache& cache,
+                                     ForwardOutput* out, Logits logits) {
+  if (logits == Logits::kAll) {
+    return absl::InvalidArgumentError("logits of every token of a prompt: ask for the last");
+  }
+  if (absl::Status s = CheckTokens(tokens, cache); !s.ok()) return s;
+  const auto n = static_cast<int64_t>(tokens.size());
   if (const int64_t due = cache.SegmentsDue(n); due > pool_->free_slots()) {
     return absl::ResourceExhaustedError(absl::StrCat("a prompt of ", n, " tokens needs ", due,
                                                      " slots for compact segments; of the KV "
@@ -397,10 +411,7 @@ absl::Status CudaLlamaRunner::Prefill(std::span<const int32_t> tokens, DeviceKvC
     first += count;
   }
   out->logits.resize(logits == Logits::kLast ? model_->config().vocab_size : 0);
-  absl::Status s = logits_.CopyTo(out->logits.data(), out->logits.size() * sizeof(float));
-  if (!s.ok()) return s;
-  DeviceKvCache* const one = &cache;
-  return Seal({&one, 1});
+  return logits_.CopyTo(out->logits.data(), out->logits.size() * sizeof(float));
 }
 
 absl::Status CudaLlamaRunner::PrepareStep(std::span<const DecodeRow> rows) {

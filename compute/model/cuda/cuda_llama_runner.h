@@ -58,18 +58,26 @@ class CudaLlamaRunner {
   const DeviceLlamaModel& model() const { return *model_; }
   const DeviceKvPool& pool() const { return *pool_; }
 
-  // Computes `tokens` at positions cache.length() and following. They stay exact until all are
-  // computed; then what has become due is sealed. `out` gets the logits of the last token
+  // Refuses what Extend and DecodeStep would for `tokens` behind `cache`, but for want of memory.
+  // Thread safe.
+  absl::Status CheckTokens(std::span<const int32_t> tokens, const DeviceKvCache& cache) const;
+
+  // Extend, then Seal.
+  absl::Status Prefill(std::span<const int32_t> tokens, DeviceKvCache& cache, ForwardOutput* out,
+                       Logits logits = Logits::kLast);
+
+  // Computes `tokens` at positions cache.length() and following; all of them stay exact, those that
+  // become due, too, for which there must be slots. `out` gets the logits of the last token
   // (Logits::kLast) or none (kNone); kAll is not offered.
   //
   // With nothing changed: InvalidArgument for no tokens, ids outside the vocabulary or a cache of
   // another pool; OutOfRange beyond the model's max_position_embeddings; ResourceExhausted if the
   // pool has too few blocks or slots, or the device too little memory to decode compact segments.
-  absl::Status Prefill(std::span<const int32_t> tokens, DeviceKvCache& cache, ForwardOutput* out,
-                       Logits logits = Logits::kLast);
+  absl::Status Extend(std::span<const int32_t> tokens, DeviceKvCache& cache, ForwardOutput* out,
+                      Logits logits = Logits::kLast);
 
   // Computes one token of each of up to max_batch sequences, and seals what has become due. From
-  // the second step of a batch size on this is one graph. Errors are those of Prefill;
+  // the second step of a batch size on this is one graph. Errors are those of Extend;
   // InvalidArgument also for a cache given twice. They leave lengths as they were.
   absl::Status DecodeStep(std::span<const DecodeRow> rows, DecodeOutput* out,
                           bool with_logits = false);

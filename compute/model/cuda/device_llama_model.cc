@@ -73,14 +73,19 @@ class MatrixCopier {
       const size_t first = rounded_.size();
       rounded_.resize(first + matrix->size());
       std::transform(matrix->begin(), matrix->end(), rounded_.begin() + first, FloatToBf16);
+      changed_ = changed_ || !std::equal(matrix->begin(), matrix->end(), rounded_.begin() + first,
+                                         [](float a, uint16_t b) { return a == Bf16ToFloat(b); });
     }
     return CudaStatus(cudaMemcpy(const_cast<uint16_t*>(to), rounded_.data(),
                                  rounded_.size() * sizeof(uint16_t), cudaMemcpyHostToDevice),
                       "copying weights to the device");
   }
+  // Whether any of them had to be rounded.
+  bool changed() const { return changed_; }
 
  private:
   std::vector<uint16_t> rounded_;
+  bool changed_ = false;
 };
 
 absl::Status CopyLayer(const LlamaLayer& from, const DeviceLlamaLayer& to, MatrixCopier* copier) {
@@ -146,6 +151,7 @@ absl::StatusOr<std::shared_ptr<const DeviceLlamaModel>> DeviceLlamaModel::Upload
   if (s.ok()) s = CopyFloats(model.final_norm(), to.final_norm_);
   if (s.ok() && to.output_ != to.embeddings_) s = copier.Copy({&model.output()}, to.output_);
   if (!s.ok()) return s;
+  (*device)->rounded_ = copier.changed();
   return *std::move(device);
 }
 

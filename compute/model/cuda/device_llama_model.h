@@ -43,6 +43,8 @@ class DeviceLlamaModel {
   const uint16_t* output() const { return output_; }
   const double* rope_frequencies() const { return rope_frequencies_; }  // [head_dim / 2]
   int64_t bytes() const { return static_cast<int64_t>(memory_.size()); }
+  // Whether rounding to bf16 has changed any weight.
+  bool rounded() const { return rounded_; }
 
  private:
   explicit DeviceLlamaModel(const ModelConfig& config) : config_(config) {}
@@ -51,6 +53,7 @@ class DeviceLlamaModel {
 
   const ModelConfig config_;
   DeviceBuffer memory_;
+  bool rounded_ = false;
   const uint16_t* embeddings_ = nullptr;
   std::vector<DeviceLlamaLayer> layers_;
   const float* final_norm_ = nullptr;
