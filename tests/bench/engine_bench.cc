@@ -74,9 +74,11 @@ class Bench {
           Check(CreateBackend(device, options_.threads));
       engine_.backend = backend.get();
       HostEngine host(engine_);
+      WarmUp(host);
       for (const int n : options_.sequences) runs.push_back(RunEngine(host, device, n));
       if (device == "cpu") continue;
       const std::unique_ptr<ModelEngine> own = Check(CreateEngine(device, engine_));
+      WarmUp(*own);
       for (const int n : options_.sequences) runs.push_back(RunEngine(*own, device, n));
     }
     return {{"model", options_.model},
@@ -88,6 +90,14 @@ class Bench {
   }
 
  private:
+  // Kernels are loaded when they are first needed.
+  void WarmUp(ModelEngine& engine) {
+    const auto sequence = Check(engine.NewSequence({.compact = !options_.exact,
+                                                    .recent_window = options_.recent_window,
+                                                    .max_tokens = options_.tokens}));
+    Check(sequence->Prefill(std::vector<int32_t>(options_.tokens, 1), nullptr));
+  }
+
   // All sequences have their prompts before any of them decodes.
   nlohmann::json RunEngine(ModelEngine& engine, const std::string& backend, int sequences) {
     const int vocab = engine_.model->config().vocab_size;
