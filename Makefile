@@ -4,7 +4,7 @@ PRESET ?= cpu
 CMAKE_FLAGS ?=
 BUILD := build/$(PRESET)
 
-.PHONY: build demo test asan tsan bench format clean
+.PHONY: build demo test asan tsan fuzz bench format clean
 
 build:
 	./bootstrap.sh
@@ -18,6 +18,11 @@ test: build
 	ctest --preset $(PRESET) -j "$$(nproc)"
 
 asan tsan:
+	$(MAKE) test PRESET=$@
+
+# A minute each; for longer CMAKE_FLAGS=-DFOURIERKV_FUZZ_SECONDS=3600
+fuzz:
+	./bootstrap.sh clang-14 libclang-rt-14-dev
 	$(MAKE) test PRESET=$@
 
 bench: build

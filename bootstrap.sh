@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the distribution packages that building and testing FourierKV needs (Debian 12, Ubuntu 24.04).
-# Does nothing, and needs neither network nor root, when they are all there.
+# Does nothing, and needs neither network nor root, when they are all there. Arguments are more packages.
 set -eu
 
 packages="
@@ -12,6 +12,7 @@ packages="
   libhiredis-dev redis-server
   libgtest-dev libgmock-dev clang-format-14 clang-tidy-14
   openssl python3 python3-yaml python3-jsonschema
+  $*
 "
 
 installed() {
