@@ -74,6 +74,10 @@ function(fourierkv_test name)
   target_compile_definitions(${name} PRIVATE
     FOURIERKV_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data"
     FOURIERKV_BIN_DIR="${PROJECT_BINARY_DIR}/bin")
+  set(environment)
+  if(FOURIERKV_SANITIZER STREQUAL "thread")
+    set(environment ENVIRONMENT TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp)
+  endif()
   gtest_discover_tests(${name} TEST_PREFIX ${name}. DISCOVERY_TIMEOUT 60
-    PROPERTIES TIMEOUT 120 LABELS "${ARG_LABELS}")
+    PROPERTIES TIMEOUT 120 LABELS "${ARG_LABELS}" ${environment})
 endfunction()
