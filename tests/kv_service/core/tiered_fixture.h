@@ -46,9 +46,10 @@ class FakeTier : public SegmentTier {
     return absl::OkStatus();
   }
   absl::StatusOr<std::vector<std::optional<TierSegment>>> Describe(std::span<const BlockKey> keys,
-                                                                   const Patience&) override {
+                                                                   const Patience& p) override {
     if (absl::Status s = Behave(); !s.ok()) return s;
     std::lock_guard<std::mutex> lock(mutex_);
+    described_until_ = p.deadline();
     std::vector<std::optional<TierSegment>> result(keys.size());
     for (size_t i = 0; i < keys.size(); ++i) {
       const auto it = held_.find(keys[i]);
@@ -108,6 +109,12 @@ class FakeTier : public SegmentTier {
   }
   TierStats Stats() const override { return {}; }
 
+  // How long the last call of Describe could take.
+  absl::Time described_until() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return described_until_;
+  }
+
   bool Holds(const BlockKey& key) const {
     std::lock_guard<std::mutex> lock(mutex_);
     return held_.contains(key);
@@ -130,6 +137,7 @@ class FakeTier : public SegmentTier {
 
   mutable std::mutex mutex_;
   std::map<BlockKey, StoredSegment> held_;
+  absl::Time described_until_;
 };
 
 class TieredStoreTest : public testing::Test {

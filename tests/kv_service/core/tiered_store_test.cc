@@ -145,6 +145,18 @@ TEST_F(TieredStoreTest, WhatDoesNotComeInTimeIsMissingAndNamed) {
   for (const OpenSegment& segment : again) EXPECT_EQ(segment.missing, MissingReason::kNone);
 }
 
+TEST_F(TieredStoreTest, LooksIntoTiersLeaveTimeToAnswerWithoutThem) {
+  ASSERT_TRUE(Put(tokens_, Durability::kDisk).ok());
+  EvictAll();
+  for (const absl::Duration left : {absl::Seconds(1), absl::Hours(1), absl::InfiniteDuration()}) {
+    const absl::Time begun = absl::Now();
+    ASSERT_TRUE(tiers_.Match(keys_, std::nullopt, absl::ZeroDuration(), begun + left).ok());
+    const absl::Duration longest = std::min(left / 2, TieredOptions().longest_look);
+    EXPECT_LE(tier_->described_until(), absl::Now() + longest);
+    EXPECT_LT(tier_->described_until(), begun + left);
+  }
+}
+
 TEST_F(TieredStoreTest, ACallThatEndsIsNotHeldUpByATierThatIsStuck) {
   ASSERT_TRUE(Put(tokens_, Durability::kDisk).ok());
   EvictAll();
