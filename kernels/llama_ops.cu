@@ -71,14 +71,21 @@ __device__ float BlockSum(float value) {
   return sum;
 }
 
+// A thread keeps its first eight values; weights are read before the row is there.
 __global__ void RmsNormKernel(const float* x, const float* weight, float eps, int size,
                               uint16_t* y) {
   LetDependentsStart();
-  WaitForPrerequisites();
   const int64_t row = blockIdx.x;
   const float* in = x + row * size;
+  const int first = threadIdx.x * 8, rest = first + kThreads * 8;
+  float kept[8] = {}, kept_weight[8] = {};
+  if (first < size) Load(weight + first, kept_weight);
+  WaitForPrerequisites();
+  if (first < size) Load(in + first, kept);
   float sum = 0;
-  for (int i = threadIdx.x * 8; i < size; i += kThreads * 8) {
+#pragma unroll
+  for (float value : kept) sum = fmaf(value, value, sum);
+  for (int i = rest; i < size; i += kThreads * 8) {
     float v[8];
     Load(in + i, v);
 #pragma unroll
@@ -86,13 +93,17 @@ __global__ void RmsNormKernel(const float* x, const float* weight, float eps, in
   }
   const float scale = 1.0f / sqrtf(BlockSum(sum) / static_cast<float>(size) + eps);
   auto* out = reinterpret_cast<uint4*>(y + row * size);
-  for (int i = threadIdx.x * 8; i < size; i += kThreads * 8) {
-    float v[8], w[8];
-    Load(in + i, v);
-    Load(weight + i, w);
+  const auto write = [&](int i, float(&v)[8], const float(&w)[8]) {
 #pragma unroll
     for (int j = 0; j < 8; ++j) v[j] *= scale * w[j];
     out[i / 8] = Pack(v);
+  };
+  if (first < size) write(first, kept, kept_weight);
+  for (int i = rest; i < size; i += kThreads * 8) {
+    float v[8], w[8];
+    Load(in + i, v);
+    Load(weight + i, w);
+    write(i, v, w);
   }
 }
 
@@ -178,6 +189,19 @@ __device__ Candidate Better(const Candidate& a, const Candidate& b) {
 
 constexpr int kChoiceThreads = 1024;
 
+// Calls f(token, logit) for the thread's share of a row, in ascending order.
+template <typename F>
+__device__ void ForEachLogit(const float* row, int vocab, const F& f) {
+  const int fours = vocab % 4 == 0 ? vocab / 4 : 0;  // otherwise rows are not aligned
+#pragma unroll 4
+  for (int i = threadIdx.x; i < fours; i += kChoiceThreads) {
+    const float4 logits = reinterpret_cast<const float4*>(row)[i];
+    f(4 * i, logits.x), f(4 * i + 1, logits.y), f(4 * i + 2, logits.z), f(4 * i + 3, logits.w);
+  }
+#pragma unroll 4
+  for (int i = 4 * fours + threadIdx.x; i < vocab; i += kChoiceThreads) f(i, row[i]);
+}
+
 __global__ void ChooseTokensKernel(const float* logits, int vocab, TokenChoice* choices) {
   __shared__ Candidate best_of_warp[32];
   __shared__ float sum_of_warp[32];
@@ -187,12 +211,10 @@ __global__ void ChooseTokensKernel(const float* logits, int vocab, TokenChoice* 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   Candidate best = {-INFINITY, vocab};
   bool finite = true;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < vocab; i += kChoiceThreads) {
-    const float logit = row[i];
+  ForEachLogit(row, vocab, [&](int token, float logit) {
     finite = finite && isfinite(logit);
-    if (logit > best.logit) best = {logit, i};
-  }
+    if (logit > best.logit) best = {logit, token};
+  });
 #pragma unroll
   for (int other = 16; other > 0; other /= 2) {
     best = Better(best, {__shfl_xor_sync(0xffffffffu, best.logit, other),
@@ -202,8 +224,7 @@ __global__ void ChooseTokensKernel(const float* logits, int vocab, TokenChoice* 
   finite = __syncthreads_and(finite);
   for (const Candidate& other : best_of_warp) best = Better(best, other);
   float sum = 0;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < vocab; i += kChoiceThreads) sum += __expf(row[i] - best.logit);
+  ForEachLogit(row, vocab, [&](int, float logit) { sum += __expf(logit - best.logit); });
 #pragma unroll
   for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
   if (lane == 0) sum_of_warp[warp] = sum;

@@ -76,25 +76,41 @@ struct Gemm::Plan {
   cublasLtMatmulAlgo_t algorithm = {};
 };
 
-Gemm::Gemm(cublasLtHandle_t handle, DeviceBuffer workspace)
-    : handle_(handle), workspace_(std::move(workspace)) {}
+Gemm::Gemm(cublasLtHandle_t handle, DeviceBuffer workspace, DeviceBuffer skinny_workspace)
+    : handle_(handle),
+      workspace_(std::move(workspace)),
+      skinny_workspace_(std::move(skinny_workspace)) {}
 
 Gemm::~Gemm() { cublasLtDestroy(handle_); }
 
-absl::StatusOr<std::unique_ptr<Gemm>> Gemm::Create() {
+absl::StatusOr<std::unique_ptr<Gemm>> Gemm::Create(bool skinny) {
   absl::StatusOr<DeviceBuffer> workspace = DeviceBuffer::Create(kWorkspaceBytes);
   if (!workspace.ok()) return workspace.status();
+  const int64_t skinny_bytes = skinny ? kernels::SkinnyGemmWorkspace() : 0;
+  absl::StatusOr<DeviceBuffer> skinny_workspace =
+      DeviceBuffer::Create(static_cast<size_t>(skinny_bytes));
+  if (!skinny_workspace.ok()) return skinny_workspace.status();
+  if (skinny_bytes > 0) {
+    cudaError_t error = cudaMemset(skinny_workspace->data(), 0, skinny_workspace->size());
+    if (error == cudaSuccess) error = cudaStreamSynchronize(nullptr);
+    if (absl::Status s = CudaStatus(error, "clearing workspace"); !s.ok()) return s;
+  }
   cublasLtHandle_t handle = nullptr;
   if (absl::Status s = CublasStatus(cublasLtCreate(&handle), "starting cuBLAS"); !s.ok()) return s;
-  return std::unique_ptr<Gemm>(new Gemm(handle, *std::move(workspace)));
+  return std::unique_ptr<Gemm>(
+      new Gemm(handle, *std::move(workspace), *std::move(skinny_workspace)));
 }
 
 bool Gemm::IsSkinny(const GemmShape& shape) {
-  return kernels::SkinnyGemmFits(shape.out, shape.in, shape.rows, SkinnyOutput(shape.output));
+  return kernels::SkinnyGemmFits(shape.out, shape.in, shape.rows);
+}
+
+bool Gemm::UsesSkinny(const GemmShape& shape) const {
+  return skinny_workspace_.size() > 0 && IsSkinny(shape);
 }
 
 absl::Status Gemm::Prepare(const GemmShape& shape) {
-  if (IsSkinny(shape) || plans_.contains(shape)) return absl::OkStatus();
+  if (UsesSkinny(shape) || plans_.contains(shape)) return absl::OkStatus();
   const std::string what =
       absl::StrCat("a product of ", shape.rows, " rows of ", shape.in, " with ", shape.out);
   if (shape.output == GemmOutput::kSiluMul) {
@@ -125,9 +141,16 @@ absl::Status Gemm::Prepare(const GemmShape& shape) {
 
 absl::Status Gemm::Run(const GemmShape& shape, const uint16_t* w, const uint16_t* x, void* y,
                        cudaStream_t stream) {
-  if (IsSkinny(shape)) {
-    const kernels::SkinnyGemmParams params = {
-        w, x, y, shape.out, shape.in, shape.rows, SkinnyOutput(shape.output)};
+  if (UsesSkinny(shape)) {
+    const kernels::SkinnyGemmParams params = {w,
+                                              x,
+                                              y,
+                                              shape.out,
+                                              shape.in,
+                                              shape.rows,
+                                              SkinnyOutput(shape.output),
+                                              skinny_workspace_.data(),
+                                              static_cast<int64_t>(skinny_workspace_.size())};
     return CudaStatus(kernels::LaunchSkinnyGemm(params, stream), "enqueueing a matrix product");
   }
   if (absl::Status s = Prepare(shape); !s.ok()) return s;

@@ -34,12 +34,14 @@ struct GemmShape {
 // others by cuBLAS. One at a time of its products may run: they share workspace. One thread.
 class Gemm {
  public:
-  static absl::StatusOr<std::unique_ptr<Gemm>> Create();
+  // `skinny`: use our kernel. Without it cuBLAS multiplies all, for comparison.
+  static absl::StatusOr<std::unique_ptr<Gemm>> Create(bool skinny = true);
   ~Gemm();
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
 
-  // Whether the shape has so few rows. kSiluMul is only for such.
+  // Whether the shape has so few rows, on a device that our kernel runs on. kSiluMul is only for
+  // such.
   static bool IsSkinny(const GemmShape& shape);
 
   // Chooses how to compute products of `shape`. Run does so by itself if that has not been done,
@@ -53,10 +55,12 @@ class Gemm {
  private:
   struct Plan;
 
-  Gemm(cublasLtHandle_t handle, DeviceBuffer workspace);
+  Gemm(cublasLtHandle_t handle, DeviceBuffer workspace, DeviceBuffer skinny_workspace);
+  bool UsesSkinny(const GemmShape& shape) const;
 
   const cublasLtHandle_t handle_;
   const DeviceBuffer workspace_;
+  const DeviceBuffer skinny_workspace_;  // empty: our kernel is not used
   std::map<GemmShape, std::unique_ptr<Plan>> plans_;
 };
 
