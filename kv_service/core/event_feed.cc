@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kv_service/core/segment_store.h"
+#include "kv_service/core/segment_tier.h"
 
 namespace fourierkv {
 namespace {
@@ -14,10 +15,11 @@ constexpr size_t kMostSnapshotRows = 512;  // and this long a look at the store
 }  // namespace
 
 EventFeed::EventFeed(EventLog* log, const SegmentStore* store, uint64_t epoch, uint64_t from,
-                     Filter visible)
+                     Filter visible, std::vector<const SegmentTier*> tiers)
     : log_(log),
       store_(store),
       visible_(std::move(visible)),
+      tiers_(std::move(tiers)),
       // Numbers that are yet to come are nobody's: they must not become true by waiting.
       in_snapshot_(epoch != log->epoch() || from > log->latest()),
       after_(from) {}
@@ -53,21 +55,39 @@ void EventFeed::Snapshot(Message& message) {
   if (!begun_) {
     begun_ = true;
     message.snapshot_begins = true;
-    position_ = 0;
+    walked_ = position_ = 0;
     // Before the walk: all up to here is among the rows.
     after_ = log_->latest();
   }
-  std::vector<SegmentSummary> rows;
-  const bool more = store_->Walk(position_, kMostSnapshotRows, rows);
-  for (const SegmentSummary& row : rows) {
-    if (row.bytes() > 0) message.events.push_back(StoredEvent(row));  // else a hole
-  }
+  const bool more = Walk(message.events);
   Hide(message.events);
   message.after = message.through = after_;
   if (more) return;
   message.snapshot_complete = true;
   message.snapshot_exact_at = log_->latest();
   in_snapshot_ = begun_ = false;
+}
+
+bool EventFeed::Walk(std::vector<StoreEvent>& events) {
+  bool more = false;
+  if (walked_ == 0) {
+    std::vector<SegmentSummary> rows;
+    more = store_->Walk(position_, kMostSnapshotRows, rows);
+    for (const SegmentSummary& row : rows) {
+      if (row.bytes() > 0) events.push_back(StoredEvent(row));  // else a hole
+    }
+  } else {
+    const SegmentTier& tier = *tiers_[walked_ - 1];
+    std::vector<TierSegment> rows;
+    more = tier.Walk(position_, kMostSnapshotRows, rows);
+    for (const TierSegment& row : rows) {
+      StoreEvent event = StoredEvent(tier.durability(), row);
+      if (event.bytes_held() > 0) events.push_back(std::move(event));
+    }
+  }
+  if (more) return true;
+  position_ = 0;
+  return ++walked_ <= tiers_.size();
 }
 
 void EventFeed::Hide(std::vector<StoreEvent>& events) const {

@@ -1,5 +1,5 @@
-// What one follower of a store is told next: changes, or a snapshot when the log no longer reaches
-// back.
+// What one follower of a store and its tiers is told next: changes, or a snapshot when the log no
+// longer reaches back.
 
 #pragma once
 
@@ -13,13 +13,14 @@
 namespace fourierkv {
 
 class SegmentStore;
+class SegmentTier;
 
 // A snapshot costs the store no more than short looks (SegmentStore::Walk), so it is not of one
 // moment. It need not be: its rows hold everything up to the number where it began, the changes
 // since then follow, and each says all that is true of its segment. With the changes up to where
 // the walk ended the follower has what the store has.
 //
-// One thread at a time. Log and store must outlive it.
+// One thread at a time. Log, store and tiers must outlive it.
 class EventFeed {
  public:
   struct Message {
@@ -37,7 +38,7 @@ class EventFeed {
   // Goes on after number `from` of `epoch`, if the log is of that epoch and reaches back so far;
   // otherwise begins with a snapshot. Events of namespaces that `visible` refuses are left out.
   EventFeed(EventLog* log, const SegmentStore* store, uint64_t epoch, uint64_t from,
-            Filter visible = nullptr);
+            Filter visible = nullptr, std::vector<const SegmentTier*> tiers = {});
 
   // The next message; one without events if nothing happens until `until`. False if the log was
   // shut down.
@@ -45,14 +46,18 @@ class EventFeed {
 
  private:
   void Snapshot(Message& message);
+  // Adds the next rows; false when there are no more.
+  bool Walk(std::vector<StoreEvent>& rows);
   void Hide(std::vector<StoreEvent>& events) const;
 
   EventLog* const log_;
   const SegmentStore* const store_;
   const Filter visible_;
+  const std::vector<const SegmentTier*> tiers_;
   bool in_snapshot_;
   bool begun_ = false;   // the snapshot
-  size_t position_ = 0;  // of the snapshot's walk
+  size_t walked_ = 0;    // of the snapshot: memory, and then tiers, that are done
+  size_t position_ = 0;  // in the next one
   uint64_t after_;
 };
 

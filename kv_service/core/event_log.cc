@@ -28,6 +28,12 @@ StoreEvent EventOf(const SegmentEntry& entry, StoreEventKind kind) {
 
 }  // namespace
 
+int64_t StoreEvent::bytes_held() const {
+  int64_t sum = 0;
+  for (const SegmentForm form : kHeldForms) sum += bytes[form];
+  return sum;
+}
+
 EventLog::EventLog(int64_t capacity)
     : epoch_(RandomEpoch()), capacity_(std::max<int64_t>(capacity, 1)) {}
 
@@ -100,6 +106,30 @@ void EventLog::Gone(const SegmentEntry& entry, RemovalReason reason) {
   StoreEvent event = EventOf(entry, StoreEventKind::kRemoved);
   event.reason = reason;
   Append(std::move(event));
+}
+
+void EventLog::TierHolds(Durability tier, const TierSegment& segment) {
+  Append(StoredEvent(tier, segment));
+}
+
+void EventLog::TierLost(Durability tier, const StoredSegment& segment, RemovalReason reason) {
+  StoreEvent event = StoredEvent(tier, TierSegment{.segment = segment});
+  event.kind = StoreEventKind::kRemoved;
+  event.reason = reason;
+  Append(std::move(event));
+}
+
+StoreEvent StoredEvent(Durability tier, const TierSegment& held) {
+  StoreEvent event;
+  event.tail = held.segment.tail;
+  event.index = static_cast<int32_t>(held.segment.index);
+  event.tokens = held.segment.tokens;
+  event.tier = tier;
+  event.key = held.segment.key;
+  event.parent = held.segment.parent;
+  event.context = held.segment.context;
+  for (const SegmentForm form : kHeldForms) event.bytes[form] = held.forms[form].bytes;
+  return event;
 }
 
 StoreEvent StoredEvent(const SegmentSummary& segment) {

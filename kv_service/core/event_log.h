@@ -10,6 +10,7 @@
 
 #include "absl/time/time.h"
 #include "kv_service/core/block_key.h"
+#include "kv_service/core/segment_tier.h"
 #include "kv_service/core/segment_tree.h"
 #include "kv_service/core/stored_segment.h"
 
@@ -23,6 +24,7 @@ enum class StoreEventKind : uint8_t {
 struct StoreEvent {
   StoreEventKind kind = StoreEventKind::kStored;
   RemovalReason reason = RemovalReason::kEvicted;  // of kRemoved
+  Durability tier = Durability::kMemory;           // whose
   bool tail = false;
   int32_t index = 0;
   int32_t tokens = 0;
@@ -31,15 +33,18 @@ struct StoreEvent {
   BlockKey parent;
   std::shared_ptr<const NamespaceContext> context;
   PerForm<int64_t> bytes;  // 0 where not held
+
+  int64_t bytes_held() const;  // of all forms
 };
 
 // Numbers events from 1, without gaps, and keeps the latest `capacity` of them. `epoch` tells the
 // numbers of one log from those of any other, such as this server's before it was restarted.
 //
-// Append never waits for a reader. A reader that falls back further than the log reaches is told so
-// and begins again with a snapshot. Thread safe; Append is called by stores that hold their lock,
-// so that the order of events is the order of changes.
-class EventLog : public SegmentObserver {
+// It observes memory and the tiers beneath it. Append never waits for a reader. A reader that falls
+// back further than the log reaches is told so and begins again with a snapshot. Thread safe;
+// Append is called by stores that hold their lock, so that the order of events is the order of
+// changes.
+class EventLog : public SegmentObserver, public TierObserver {
  public:
   enum class ReadResult : uint8_t {
     kEvents,    // some, or none if `until` passed
@@ -65,6 +70,8 @@ class EventLog : public SegmentObserver {
 
   void Held(const SegmentEntry& entry) override;
   void Gone(const SegmentEntry& entry, RemovalReason reason) override;
+  void TierHolds(Durability tier, const TierSegment& segment) override;
+  void TierLost(Durability tier, const StoredSegment& segment, RemovalReason reason) override;
 
  private:
   const uint64_t epoch_;
@@ -80,5 +87,6 @@ class EventLog : public SegmentObserver {
 
 // The row of a snapshot: the event that tells all there is to tell of a segment that is held.
 StoreEvent StoredEvent(const SegmentSummary& segment);
+StoreEvent StoredEvent(Durability tier, const TierSegment& segment);
 
 }  // namespace fourierkv

@@ -152,11 +152,6 @@ absl::Status CheckPutPlan(const PutPlan& plan) {
     return absl::InvalidArgumentError(
         absl::StrCat("put: ttl is ", absl::FormatDuration(plan.ttl), "; it must be above 0"));
   }
-  if (plan.ttl != absl::InfiniteDuration() && plan.durability != Durability::kMemory) {
-    return absl::InvalidArgumentError(
-        "put: with a ttl, durability must be MEMORY: what is kept for a time is not written to "
-        "slower tiers");
-  }
   switch (plan.payload) {
     case PutPayload::kDense:
     case PutPayload::kLossless:

@@ -44,11 +44,11 @@ struct PutPlan {
   int64_t sequence_capacity = 0;
   // What the commit waits for, where a tier offers it.
   Durability durability = Durability::kMemory;
-  // Of the blobs that the namespace's tenant may have in memory, looked at when the put begins, with
-  // what is known of its size, and when it is committed; 0: no limit.
+  // Of the blobs that the namespace's tenant may have in memory, looked at when the put begins,
+  // with what is known of its size, and when it is committed; 0: no limit.
   int64_t tenant_limit_bytes = 0;
-  // How long the segments are kept from the commit on, as are all before them; at least that long
-  // if they are stored already. What is kept for a time stays in memory: `durability` must be that.
+  // How long the segments are kept from the commit on, in every tier, as are all before them; at
+  // least that long if they are stored already.
   absl::Duration ttl = absl::InfiniteDuration();
 };
 

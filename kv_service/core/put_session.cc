@@ -212,7 +212,7 @@ absl::StatusOr<PutStats> PutSession::Commit(const Patience& tier_patience) {
   if (!result.ok()) return End(result.status());
   pledge_.Release();  // counted as stored from now on
   KillPoint("put.in_memory");
-  if (tiers_ != nullptr && ttl_ == absl::InfiniteDuration()) {
+  if (tiers_ != nullptr) {
     std::vector<BlockKey> keys;
     for (const PlannedSegment& segment : segments_) keys.push_back(segment.key);
     stats.durability = tiers_->Keep(keys, durability_, tier_patience);

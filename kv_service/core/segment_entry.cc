@@ -56,7 +56,8 @@ StoredSegment SegmentEntry::ToSegment() const {
                         .tail = tail,
                         .capacity = capacity,
                         .forms = {},
-                        .error_bound = error_bound};
+                        .error_bound = error_bound,
+                        .expires = FromExpiry(expires_at)};
   for (const SegmentForm form : kHeldForms) segment.forms[form] = forms.Get(form);
   return segment;
 }

@@ -51,6 +51,13 @@ struct IndexedNamespace {
 };
 
 inline constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+// Nanoseconds since the epoch; the infinite future is kNever.
+inline int64_t ToExpiry(absl::Time time) {
+  return time == absl::InfiniteFuture() ? kNever : absl::ToUnixNanos(time);
+}
+inline absl::Time FromExpiry(int64_t expiry) {
+  return expiry == kNever ? absl::InfiniteFuture() : absl::FromUnixNanos(expiry);
+}
 
 // Links are to entries of the same tree. Change through SegmentTree only.
 struct SegmentEntry : EvictionNode {

@@ -18,9 +18,12 @@ namespace {
 
 constexpr absl::string_view kRecordMagic("FKVR\1\0\0\0", 8);  // with the version
 constexpr absl::string_view kDescriptionMagic("FKVD\1\0\0\0", 8);
+// Of segments that are not for ever: with an expiry.
+constexpr absl::string_view kMortalMagic("FKVD\2\0\0\0", 8);
 constexpr size_t kRecordBytesAt = 8;
 constexpr size_t kChecksumBytes = 16;
 constexpr uint32_t kMaxNamespaceBytes = 4096;
+constexpr int64_t kLatestExpiry = int64_t{9'000'000'000'000};  // ms since the epoch: in 2255, in ns
 
 template <typename... Args>
 absl::Status Damaged(const Args&... args) {
@@ -131,7 +134,8 @@ absl::StatusOr<CacheNamespace> DecodeNamespace(absl::string_view bytes) {
 }
 
 std::string EncodeDescription(const TierSegment& segment) {
-  std::string out(kDescriptionMagic);
+  const bool mortal = segment.segment.expires != absl::InfiniteFuture();
+  std::string out(mortal ? kMortalMagic : kDescriptionMagic);
   AppendIdentity(segment.segment, out);
   ByteWriter writer(out);
   writer.F32(segment.segment.error_bound);
@@ -140,13 +144,19 @@ std::string EncodeDescription(const TierSegment& segment) {
     writer.U64(static_cast<uint64_t>(held.bytes));
     writer.F32(held.mean_relative_error).F32(held.max_relative_error);
   }
+  if (mortal) {
+    const int64_t expires = absl::ToUnixMillis(segment.segment.expires);
+    writer.U64(static_cast<uint64_t>(std::clamp<int64_t>(expires, 0, kLatestExpiry)));
+  }
   return out + Canonical(XXH3_128bits(out.data(), out.size()));
 }
 
 absl::StatusOr<TierSegment> DecodeDescription(absl::string_view bytes,
                                               const NamespaceResolver& resolve) {
+  const absl::string_view magic = bytes.substr(0, kDescriptionMagic.size());
+  const bool mortal = magic == kMortalMagic;
   if (bytes.size() < kDescriptionMagic.size() + kChecksumBytes ||
-      bytes.substr(0, kDescriptionMagic.size()) != kDescriptionMagic) {
+      (magic != kDescriptionMagic && !mortal)) {
     return Damaged("not the description of a segment");
   }
   const absl::string_view body = bytes.substr(0, bytes.size() - kChecksumBytes);
@@ -176,7 +186,10 @@ absl::StatusOr<TierSegment> DecodeDescription(absl::string_view bytes,
       return Damaged("a form's error is no error");
     }
   }
+  const uint64_t expires = mortal ? reader.U64() : 0;
   if (!reader.AtEnd()) return Damaged("the description is cut off or too long");
+  if (expires > static_cast<uint64_t>(kLatestExpiry)) return Damaged("its expiry is out of bounds");
+  if (mortal) segment.expires = absl::FromUnixMillis(static_cast<int64_t>(expires));
   if (index > kMaxSegmentIndex || tokens > kMaxBlobTokens || tail > 1 ||
       capacity > kMaxBlobTokens || !(segment.error_bound >= 0)) {
     return Damaged("a field of the description is out of bounds");

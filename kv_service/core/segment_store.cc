@@ -168,7 +168,7 @@ absl::StatusOr<CommitResult> SegmentStore::Commit(std::vector<StoredSegment> bat
   }
   if (auto s = CheckTenantLocked(batch, tenant_limit); !s.ok()) return s;
   CommitResult result;
-  const int64_t until = mortal ? absl::ToUnixNanos(expires) : kNever;
+  const int64_t until = ToExpiry(expires);
   tree_->BeginTouch(clock_());
   for (size_t i = 0; i < batch.size(); ++i) {
     StoredSegment& segment = batch[i];
@@ -238,7 +238,8 @@ void SegmentStore::Unpledge(const std::string& tenant, int64_t bytes) {
 }
 
 absl::Status SegmentStore::Anchor(std::span<const StoredSegment> places) {
-  auto overhead = budget_->TryReserve(static_cast<int64_t>(places.size()) * kSegmentOverheadBytes);
+  auto overhead = budget_->TryReserve(static_cast<int64_t>(places.size()) *
+                                      (kSegmentOverheadBytes + kMortalOverheadBytes));
   if (!overhead.ok()) return overhead.status();
   std::lock_guard<std::mutex> lock(mutex_);
   overhead_.Absorb(*std::move(overhead));
@@ -246,7 +247,7 @@ absl::Status SegmentStore::Anchor(std::span<const StoredSegment> places) {
   absl::Status status;
   for (const StoredSegment& segment : places) {
     if (SegmentEntry* const existing = tree_->Find(segment.key); existing != nullptr) {
-      tree_->Extend(*existing, kNever);  // a tier has it for longer
+      tree_->Extend(*existing, ToExpiry(segment.expires));  // a tier may have it for longer
       continue;
     }
     std::optional<Place> place;
@@ -257,7 +258,8 @@ absl::Status SegmentStore::Anchor(std::span<const StoredSegment> places) {
     if (!status.ok()) break;
     StoredSegment hole = segment;
     hole.forms = {};
-    tree_->Extend(tree_->Insert(std::move(hole)), kNever);
+    const int64_t until = ToExpiry(segment.expires);
+    tree_->Extend(tree_->Insert(std::move(hole)), until);
   }
   SettleLocked();
   return status;

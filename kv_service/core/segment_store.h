@@ -154,7 +154,8 @@ class SegmentStore {
   absl::StatusOr<TenantPledge> Pledge(absl::string_view tenant, int64_t bytes, int64_t limit);
 
   // Gives segments that are held elsewhere a place here: those of `places`, parents before
-  // children, that are not stored become holes. Statuses as Commit's.
+  // children, that are not stored become holes; all live until their `expires` at least. Statuses
+  // as Commit's.
   absl::Status Anchor(std::span<const StoredSegment> places);
 
   // Adds a form that is missing; true if it was. Exact data misses if neither form of it is held.
@@ -175,6 +176,8 @@ class SegmentStore {
   // (nothing is leased then); ResourceExhausted beyond kMaxLeases or
   // kMaxLeasedKeys.
   absl::StatusOr<Lease> AcquireLease(std::span<const BlockKey> keys, absl::Duration ttl);
+  // The InvalidArgument of AcquireLease.
+  static absl::Status CheckLease(size_t keys, absl::Duration ttl);
   // NotFound if there is no such lease, e.g. because it expired.
   absl::Status Release(uint64_t lease_id);
   // Ends leases that are past their time, and removes some segments, a fraction of a millisecond of
@@ -207,7 +210,6 @@ class SegmentStore {
   using Garbage = std::vector<FormPtr>;  // destroyed after the lock
   friend class SegmentPin;
   friend class TenantPledge;
-  static absl::Status CheckLease(size_t keys, absl::Duration ttl);
   absl::StatusOr<Lease> GrantLocked(std::vector<BlockKey> keys, absl::Duration ttl);
   // Leases, and segments whose time is over; true if there are more of these.
   bool ExpireLocked(Garbage& garbage);

@@ -18,12 +18,10 @@
 #include "kv_service/core/block_key.h"
 #include "kv_service/core/eviction_index.h"
 #include "kv_service/core/segment_entry.h"
+#include "kv_service/core/segment_tier.h"
 #include "kv_service/core/stored_segment.h"
 
 namespace fourierkv {
-
-// Why a segment is no longer held.
-enum class RemovalReason : uint8_t { kEvicted = 1, kDeleted = 2, kDamaged = 3 };
 
 // Told of every change of what is held, in order, while the store is locked: it must be quick and
 // must not call the store.

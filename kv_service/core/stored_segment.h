@@ -83,6 +83,8 @@ struct StoredSegment {
   PerForm<FormPtr> forms;  // null where not held
   // Exact data beside a compact form of larger error is kept as long as the segment.
   float error_bound = kNoErrorBound;
+  // How long it is kept at least, and then missing unless somebody holds it.
+  absl::Time expires = absl::InfiniteFuture();
 
   // The form that has every bit as received: EXACT, LOSSLESS or null.
   const FormPtr& exact_data() const;

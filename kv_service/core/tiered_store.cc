@@ -27,11 +27,6 @@ SegmentSummary Summarize(const TierSegment& held, size_t tier) {
   return summary;
 }
 
-bool HoldsAnything(const TierSegment& held) {
-  return std::any_of(std::begin(kHeldForms), std::end(kHeldForms),
-                     [&](SegmentForm form) { return held.forms[form].bytes > 0; });
-}
-
 }  // namespace
 
 struct TieredStore::Located {
@@ -46,6 +41,7 @@ TieredStore::TieredStore(SegmentStore* memory, std::vector<std::shared_ptr<Segme
 }
 
 void TieredStore::AddTier(std::shared_ptr<SegmentTier> tier) {
+  if (options_.observer != nullptr) tier->Observe(options_.observer);
   tiers_.push_back(std::make_unique<TierRunner>(std::move(tier), options_.threads));
   if (write_back_ != nullptr) return;
   write_back_ = std::make_unique<WriteBack>(
@@ -195,6 +191,29 @@ absl::Status TieredStore::Anchor(const Reader& reader, const BlockKey& key,
   }
   std::reverse(chain.begin(), chain.end());
   return Bring(reader, chain);
+}
+
+absl::StatusOr<Lease> TieredStore::Pin(std::span<const BlockKey> keys, absl::Duration ttl,
+                                       const Patience& patience) {
+  if (!tiers_.empty()) {
+    if (absl::Status s = SegmentStore::CheckLease(keys.size(), ttl); !s.ok()) return s;
+    const Reader reader = gate_.Enter();
+    const Patience look = LookPatience(patience);
+    // The first that is nowhere, or did not come in time, is named by memory.
+    for (const BlockKey& key : keys) {
+      if (!Anchor(reader, key, look).ok()) break;
+    }
+  }
+  absl::StatusOr<Lease> lease = memory_->AcquireLease(keys, ttl);
+  if (!lease.ok()) return lease;
+  for (const auto& tier : tiers_) tier->tier().Touch(keys, absl::Now() + ttl);
+  return lease;
+}
+
+bool TieredStore::Expire() {
+  bool more = memory_->Expire();
+  for (const auto& tier : tiers_) more = tier->tier().Expire() || more;
+  return more;
 }
 
 std::vector<std::optional<TierSegment>> TieredStore::Prepare(std::optional<BlockKey> parent,

@@ -25,6 +25,7 @@ struct TieredOptions {
   int64_t write_back_bytes = int64_t{256} << 20;  // that may wait to be written
   // What a put or match takes at most to look into tiers, whatever its deadline.
   absl::Duration longest_look = absl::Seconds(2);
+  TierObserver* observer = nullptr;  // of all tiers; may be null, must outlive the store
 };
 
 // What was brought for wants, one for each.
@@ -78,6 +79,15 @@ class TieredStore {
   // the tiers: those of `wanted` durability or less at once, the others behind. Returns what was
   // reached, which is less than wanted if a tier fails or is late.
   Durability Keep(std::span<const BlockKey> keys, Durability wanted, const Patience& patience);
+
+  // Leases `keys` like SegmentStore::AcquireLease, wherever they are held: what only tiers hold,
+  // with everything before it, gets a place in memory, and tiers are asked not to evict it before
+  // the lease ends. It is not loaded.
+  absl::StatusOr<Lease> Pin(std::span<const BlockKey> keys, absl::Duration ttl,
+                            const Patience& patience);
+
+  // Removes some of what has expired, in memory and tiers; true if there is more. From one thread.
+  bool Expire();
 
   // Deletes from everywhere, with what continues them. Statuses as SegmentStore::Delete, which
   // decides; else the first tier's that failed, or Patience::Over: tiers go on then, and what they

@@ -32,10 +32,22 @@ absl::StatusOr<absl::Duration> Heartbeat(const v1::SubscribeRequest& request) {
   return heartbeat;
 }
 
+v1::StorageTier ToStorageTier(Durability tier) {
+  switch (tier) {
+    case Durability::kMemory:
+      return v1::STORAGE_TIER_MEMORY;
+    case Durability::kDisk:
+      return v1::STORAGE_TIER_DISK;
+    case Durability::kShared:
+      return v1::STORAGE_TIER_SHARED;
+  }
+  return v1::STORAGE_TIER_UNSPECIFIED;
+}
+
 void FillEvent(const StoreEvent& from, v1::SegmentEvent& to) {
   to.set_block_key(from.key.ToString());
   to.set_sequence(from.sequence);
-  to.set_tier(v1::STORAGE_TIER_MEMORY);
+  to.set_tier(ToStorageTier(from.tier));
   if (from.kind == StoreEventKind::kRemoved) {
     to.set_kind(v1::SEGMENT_EVENT_KIND_REMOVED);
     to.set_reason(ToProto(from.reason));
@@ -95,11 +107,14 @@ absl::Status EventServiceImpl::Serve(grpc::ServerContext& context,
       ParseKeys(request.namespace_keys(), "namespace_keys", kMaxNamespaces);
   if (!roots.ok()) return roots.status();
   const absl::flat_hash_set<Digest> wanted(roots->begin(), roots->end());
-  EventFeed feed(&core_->events, &core_->store, request.epoch(), request.from_sequence(),
-                 [&](const NamespaceContext& context) {
-                   return !view->IsForeign(context) &&
-                          (wanted.empty() || wanted.contains(context.root));
-                 });
+  std::vector<const SegmentTier*> tiers;
+  for (const auto& runner : core_->tiers.tiers()) tiers.push_back(&runner->tier());
+  EventFeed feed(
+      &core_->events, &core_->store, request.epoch(), request.from_sequence(),
+      [&](const NamespaceContext& context) {
+        return !view->IsForeign(context) && (wanted.empty() || wanted.contains(context.root));
+      },
+      std::move(tiers));
   EventFeed::Message message;
   v1::SubscribeResponse response;
   for (absl::Time last = absl::Now(); !context.IsCancelled();) {

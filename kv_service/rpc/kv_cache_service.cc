@@ -168,7 +168,7 @@ absl::Status PinKeys(ServiceCore& core, const TenantView& view, const v1::PinReq
                                                    "; it must be above 0 and at most ",
                                                    absl::FormatDuration(core.limits.max_pin)));
   }
-  const absl::StatusOr<Lease> lease = core.store.AcquireLease(*keys, ttl);
+  const absl::StatusOr<Lease> lease = core.tiers.Pin(*keys, ttl, patience);
   if (!lease.ok()) return lease.status();
   // What is leased stays: there is no moment at which a foreign segment can come.
   for (const BlockKey& key : *keys) {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -36,6 +37,7 @@ struct Flags {
   uint64_t scratch_memory = uint64_t{256} << 20;
   std::string disk_path;
   uint64_t disk_bytes = uint64_t{64} << 30;
+  std::string disk_key_file;
   RedisFlags redis;
   int max_puts = 64;
   double stall_seconds = 60;
@@ -77,6 +79,9 @@ void Declare(CLI::App& app, Flags& flags) {
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(uint64_t{1} << 20, uint64_t{1} << 50))
       ->default_str("64GB");
+  app.add_option("--disk-key-file", flags.disk_key_file,
+                 "File of keys that the disk tier is encrypted with, the first for what is new "
+                 "(docs/security.md); \"\": not encrypted");
   DeclareRedisFlags(app, flags.redis);
   app.add_option("--max-puts", flags.max_puts, "Puts in progress at the same time")
       ->check(CLI::Range(1, 65536))
@@ -131,10 +136,22 @@ void Declare(CLI::App& app, Flags& flags) {
 }
 
 absl::Status AddDiskTier(const Flags& flags, ServiceCore& core) {
-  if (flags.disk_path.empty()) return absl::OkStatus();
+  if (flags.disk_path.empty()) {
+    if (flags.disk_key_file.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError("--disk-key-file is given without --disk-path");
+  }
   DiskTierOptions options;
   options.path = flags.disk_path;
   options.limit_bytes = static_cast<int64_t>(flags.disk_bytes);
+  options.tenant_limit = [&core](absl::string_view tenant) {
+    return core.quotas->DiskLimit(std::string(tenant));
+  };
+  if (!flags.disk_key_file.empty()) {
+    absl::StatusOr<std::vector<DiskKey>> keys =
+        ReadDiskKeys("--disk-key-file", flags.disk_key_file);
+    if (!keys.ok()) return keys.status();
+    options.keys = *std::move(keys);
+  }
   absl::StatusOr<std::unique_ptr<SegmentTier>> tier =
       OpenDiskTier(options, &core.profiles, &core.namespaces);
   if (!tier.ok()) return tier.status();

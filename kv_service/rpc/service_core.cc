@@ -40,11 +40,11 @@ ServiceCore::ServiceCore(std::unique_ptr<ComputeBackend> compute_backend,
       removals(limits.removal_log, &events),
       store(budget, metrics, &absl::Now, &removals),
       namespaces(&profiles),
-      tiers(&store, {}),
-      sweeper([this] { return store.Expire(); }, limits.sweep),
+      tiers(&store, {}, {.observer = &events}),
       puts(&store, backend.get(), limits.max_puts, &tiers),
       reader(&store, backend.get(), scratch, LogCorruption, &tiers),
       lease_secret(RandomBytes()),
-      started(absl::Now()) {}
+      started(absl::Now()),
+      sweeper([this] { return tiers.Expire(); }, limits.sweep) {}
 
 }  // namespace fourierkv

@@ -56,7 +56,6 @@ struct ServiceCore {
   ProfileStore profiles;
   NamespaceDirectory namespaces;  // of `profiles`
   TieredStore tiers;              // over `store`; tiers are added before the service is served
-  StoreSweeper sweeper;           // of `store`
   PutManager puts;
   SegmentReader reader;
   BandwidthMeter fetch_bandwidth;  // as clients drained them
@@ -68,6 +67,7 @@ struct ServiceCore {
   std::unique_ptr<TenantQuotas> quotas = std::make_unique<TenantQuotas>();
   const std::array<uint8_t, 32> lease_secret;  // random; tenant_view.h
   absl::Time started;
+  StoreSweeper sweeper;  // of `tiers`; last, since it uses them
 };
 
 }  // namespace fourierkv

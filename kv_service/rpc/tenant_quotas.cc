@@ -29,11 +29,12 @@ absl::StatusOr<TenantQuota> ParseQuota(const json& object, const std::string& wh
     if (field == "streams") whole = &quota.streams;
     if (field == "in_flight_bytes") whole = &quota.in_flight_bytes;
     if (field == "stored_bytes") whole = &quota.stored_bytes;
+    if (field == "disk_bytes") whole = &quota.disk_bytes;
     const std::string name = absl::StrCat(".", field);
     if (real == nullptr && whole == nullptr) {
       return fault(name,
-                   "is unknown; there are requests_per_second, burst, streams, in_flight_bytes and "
-                   "stored_bytes");
+                   "is unknown; there are requests_per_second, burst, streams, in_flight_bytes, "
+                   "stored_bytes and disk_bytes");
     }
     const double number = value.is_number() ? value.get<double>() : -1;
     if (!(number >= 0 && number <= kMostNumber)) {
@@ -158,6 +159,11 @@ absl::StatusOr<TenantQuotas::Share> TenantQuotas::TakeInFlight(const std::string
 int64_t TenantQuotas::StoredLimit(const std::string& tenant) {
   const std::shared_ptr<const QuotaTable> limits = table();
   return limits == nullptr ? 0 : limits->Of(tenant).stored_bytes;
+}
+
+int64_t TenantQuotas::DiskLimit(const std::string& tenant) {
+  const std::shared_ptr<const QuotaTable> limits = table();
+  return limits == nullptr ? 0 : limits->Of(tenant).disk_bytes;
 }
 
 absl::StatusOr<TenantQuotas::Share> TenantQuotas::Take(const std::string& tenant,

@@ -24,6 +24,7 @@ struct TenantQuota {
   int64_t streams = 0;             // puts and fetches at the same time
   int64_t in_flight_bytes = 0;     // dense bytes of all tokens of running puts
   int64_t stored_bytes = 0;        // of blobs in memory, when a put is committed
+  int64_t disk_bytes = 0;          // of records on disk: beyond it the tenant's own are evicted
 
   bool operator==(const TenantQuota&) const = default;
 };
@@ -87,6 +88,7 @@ class TenantQuotas {
   absl::StatusOr<Share> TakeInFlight(const std::string& tenant, int64_t bytes);
   // Who stores knows what is stored (PutPlan::tenant_limit_bytes).
   int64_t StoredLimit(const std::string& tenant);
+  int64_t DiskLimit(const std::string& tenant);
 
  private:
   explicit TenantQuotas(std::unique_ptr<ReloadedFile<QuotaTable>> file) : file_(std::move(file)) {}

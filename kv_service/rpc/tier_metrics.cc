@@ -100,6 +100,8 @@ std::vector<MetricFamily> CollectTiers(const TieredStore& tiers) {
   c.Counter("evicted_segments_total", "Segments evicted by the tier.",
             [](S s, M) { return Of(s.evicted_segments); });
   c.Counter("evicted_bytes_total", "Bytes of these.", [](S s, M) { return Of(s.evicted_bytes); });
+  c.Counter("expired_segments_total", "Segments whose time (ttl) was over.",
+            [](S s, M) { return Of(s.expired_segments); });
   c.Counter("damaged_records_total", "Records found damaged and dropped.",
             [](S s, M) { return Of(s.damaged_records); });
   c.Counter("write_errors_total", "Writes that failed.", [](S s, M) { return Of(s.write_errors); });

@@ -70,9 +70,9 @@ absl::StatusOr<DiskContents> ReadDiskContents(DiskDatabase& database, ProfileSto
   if (!read.ok()) return read;
   contents.index = MakeIndex(std::move(found), lost);
   for (const BlockKey& key : lost) {
-    // Its chunks cannot be counted any more; a segment of that key will overwrite them.
     DiskDatabase::Batch batch(database);
     batch.DeleteDescription(key);
+    batch.DeleteAllChunks(key);  // which cannot be counted any more
     if (auto s = database.Write(batch); !s.ok()) return s;
   }
   contents.lost = lost.size();

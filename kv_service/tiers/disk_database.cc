@@ -9,20 +9,17 @@
 
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
-#include <fstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "compute/base/structured_log.h"
 #include "kv_service/core/kill_point.h"
 #include "kv_service/core/record_bytes.h"
+#include "kv_service/tiers/disk_directory.h"
 
 namespace fourierkv {
 namespace {
 
-constexpr char kMarkerName[] = "FOURIERKV-DISK-TIER";
-constexpr char kMarkerText[] = "fourierkv disk tier 1\n";
 // First bytes of the keys of the default column family.
 constexpr char kDescriptionTag = 'd';
 constexpr char kMarkTag = 'm';
@@ -51,13 +48,16 @@ std::string MarkKey(const BlockKey& key, SegmentForm form) {
   return name;
 }
 
-// Chunks of one record follow each other.
+// Chunks of one segment, and of one record, follow each other.
 std::string ChunkKey(const BlockKey& key, SegmentForm form, uint32_t number) {
   std::string name = key.ToString();
   name.push_back(static_cast<char>(form));
   for (int shift = 24; shift >= 0; shift -= 8) name.push_back(static_cast<char>(number >> shift));
   return name;
 }
+
+// Under what a chunk is sealed: another tag than those of the default column family.
+std::string SealedChunkName(const std::string& chunk_key) { return 'c' + chunk_key; }
 
 // Lets the crash test end the process in the middle of RocksDB's own work; logs its failures.
 class Listener : public rocksdb::EventListener {
@@ -125,47 +125,6 @@ rocksdb::ColumnFamilyOptions PayloadOptions() {
   return options;
 }
 
-bool MarkerIsOurs(const std::filesystem::path& path) {
-  std::ifstream file(path / kMarkerName);
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  return text == kMarkerText;
-}
-
-// Makes `path` ours, or says why it cannot be.
-absl::Status ClaimDirectory(const std::string& path) {
-  namespace fs = std::filesystem;
-  std::error_code error;
-  fs::create_directories(path, error);
-  if (error || !fs::is_directory(path, error)) {
-    return absl::PermissionDeniedError(
-        absl::StrCat("disk tier: ", path, " cannot be made a directory: ", error.message(),
-                     "; give a directory that this user may write"));
-  }
-  if (MarkerIsOurs(path)) return absl::OkStatus();
-  const bool empty = fs::is_empty(path, error);
-  if (error) {
-    return absl::PermissionDeniedError(
-        absl::StrCat("disk tier: ", path, " cannot be read: ", error.message()));
-  }
-  // A process that ended while it wrote the marker leaves only a part of it.
-  const bool only_marker =
-      !empty && fs::exists(fs::path(path) / kMarkerName, error) &&
-      std::distance(fs::directory_iterator(path), fs::directory_iterator()) == 1;
-  if (!empty && !only_marker) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("disk tier: ", path,
-                     " holds files of something else; give an empty directory or that of "
-                     "an earlier disk tier"));
-  }
-  std::ofstream file(fs::path(path) / kMarkerName, std::ios::trunc);
-  file << kMarkerText;
-  file.close();
-  if (!file) {
-    return absl::PermissionDeniedError(absl::StrCat("disk tier: ", path, " cannot be written"));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status OpenError(const std::string& path, const rocksdb::Status& status) {
   const std::string text = status.ToString();
   if (status.IsIOError() && text.find("LOCK") != std::string::npos) {
@@ -219,19 +178,31 @@ struct DiskDatabase::Rep {
 
   std::unique_ptr<rocksdb::DB> db;
   std::vector<rocksdb::ColumnFamilyHandle*> families;
+  std::shared_ptr<const ValueCipher> cipher;
 };
 
 struct DiskDatabase::Batch::Rep {
   // Only memory fails here, and that ends the process.
   static void Added(const rocksdb::Status& status) { status.PermitUncheckedError(); }
 
+  // The value, sealed if need be; empty after a failure, which Write returns.
+  std::string Seal(const std::string& name, std::string value) {
+    if (cipher == nullptr) return value;
+    absl::StatusOr<std::string> sealed = cipher->Seal(name, value);
+    status.Update(sealed.status());
+    return sealed.ok() ? *std::move(sealed) : std::string();
+  }
+
   rocksdb::ColumnFamilyHandle* index;
   rocksdb::ColumnFamilyHandle* payload;
+  const ValueCipher* cipher;  // null: nothing is encrypted
+  absl::Status status{};
   rocksdb::WriteBatch batch{};
 };
 
 DiskDatabase::Batch::Batch(const DiskDatabase& database)
-    : rep_(new Rep{database.rep_->index(), database.rep_->payload()}) {}
+    : rep_(new Rep{database.rep_->index(), database.rep_->payload(), database.rep_->cipher.get()}) {
+}
 DiskDatabase::Batch::~Batch() = default;
 
 void DiskDatabase::Batch::PutProfile(const Digest& id, absl::string_view json) {
@@ -243,7 +214,8 @@ void DiskDatabase::Batch::PutDescription(const BlockKey& key, uint64_t sequence,
   std::string value;
   ByteWriter(value).U64(sequence);
   value.append(description.data(), description.size());
-  Rep::Added(rep_->batch.Put(rep_->index, kDescriptionTag + key.ToString(), value));
+  const std::string name = kDescriptionTag + key.ToString();
+  Rep::Added(rep_->batch.Put(rep_->index, name, rep_->Seal(name, std::move(value))));
 }
 
 void DiskDatabase::Batch::DeleteDescription(const BlockKey& key) {
@@ -253,6 +225,12 @@ void DiskDatabase::Batch::DeleteDescription(const BlockKey& key) {
 void DiskDatabase::Batch::PutChunk(const BlockKey& key, SegmentForm form, uint32_t number,
                                    const Pieces& pieces) {
   const std::string name = ChunkKey(key, form, number);
+  if (rep_->cipher != nullptr) {
+    const absl::StatusOr<std::string> sealed = rep_->cipher->Seal(SealedChunkName(name), pieces);
+    rep_->status.Update(sealed.status());
+    if (sealed.ok()) Rep::Added(rep_->batch.Put(rep_->payload, name, *sealed));
+    return;
+  }
   const rocksdb::Slice name_slice(name);
   std::vector<rocksdb::Slice> slices;
   slices.reserve(pieces.size());
@@ -269,6 +247,12 @@ void DiskDatabase::Batch::DeleteChunks(const BlockKey& key, SegmentForm form, in
   }
 }
 
+void DiskDatabase::Batch::DeleteAllChunks(const BlockKey& key) {
+  std::string end = key.ToString();
+  end.push_back('\xff');  // behind every form
+  Rep::Added(rep_->batch.DeleteRange(rep_->payload, key.ToString(), end));
+}
+
 void DiskDatabase::Batch::Mark(const BlockKey& key, SegmentForm form, int64_t count) {
   std::string value;
   ByteWriter(value).U64(static_cast<uint64_t>(count));
@@ -279,10 +263,11 @@ void DiskDatabase::Batch::Unmark(const BlockKey& key, SegmentForm form) {
   Rep::Added(rep_->batch.Delete(rep_->index, MarkKey(key, form)));
 }
 
-absl::StatusOr<std::unique_ptr<DiskDatabase>> DiskDatabase::Open(const std::string& path,
-                                                                 rocksdb::Env* env) {
-  if (auto s = ClaimDirectory(path); !s.ok()) return s;
+absl::StatusOr<std::unique_ptr<DiskDatabase>> DiskDatabase::Open(
+    const std::string& path, rocksdb::Env* env, std::shared_ptr<const ValueCipher> cipher) {
+  if (auto s = ClaimDiskDirectory(path, cipher != nullptr); !s.ok()) return s;
   auto rep = std::make_unique<Rep>();
+  rep->cipher = std::move(cipher);
   rocksdb::DB* db = nullptr;
   const rocksdb::Status status = rocksdb::DB::Open(
       DatabaseOptions(env), path,
@@ -297,6 +282,7 @@ DiskDatabase::DiskDatabase(std::unique_ptr<Rep> rep) : rep_(std::move(rep)) {}
 DiskDatabase::~DiskDatabase() { KillPoint("database.close"); }
 
 absl::Status DiskDatabase::Write(Batch& batch) {
+  if (!batch.rep_->status.ok()) return batch.rep_->status;
   return ToStatus(rep_->db->Write(rocksdb::WriteOptions(), &batch.rep_->batch));
 }
 
@@ -311,9 +297,15 @@ absl::Status DiskDatabase::ReadChunk(
     options.deadline = std::chrono::microseconds(absl::ToUnixMicros(deadline));
   }
   rocksdb::PinnableSlice value;
-  const rocksdb::Status status =
-      rep_->db->Get(options, rep_->payload(), ChunkKey(key, form, number), &value);
+  const std::string name = ChunkKey(key, form, number);
+  const rocksdb::Status status = rep_->db->Get(options, rep_->payload(), name, &value);
   if (!status.ok()) return ToStatus(status);
+  if (rep_->cipher != nullptr) {
+    const auto opened = rep_->cipher->Open(SealedChunkName(name), FromSlice(value));
+    // One whose key is no longer given is lost, too.
+    if (!opened.ok()) return absl::DataLossError(opened.status().message());
+    return add(std::as_bytes(std::span(opened->data(), opened->size())));
+  }
   return add(std::as_bytes(std::span(value.data(), value.size())));
 }
 
@@ -325,12 +317,35 @@ absl::Status DiskDatabase::ForEachProfile(
 
 absl::Status DiskDatabase::ForEachDescription(
     const std::function<void(const BlockKey&, uint64_t sequence, absl::string_view)>& visit) {
-  return rep_->ForEach(kDescriptionTag, [&](absl::string_view name, absl::string_view value) {
-    const auto key = Digest::FromRaw(name, "key");
-    if (!key.ok()) return;
-    const uint64_t sequence = ByteReader(value).U64();
-    visit(*key, sequence, value.substr(std::min(value.size(), sizeof sequence)));
-  });
+  int64_t opened = 0;
+  int64_t of_unknown_keys = 0;
+  absl::Status unknown;
+  const absl::Status read =
+      rep_->ForEach(kDescriptionTag, [&](absl::string_view name, absl::string_view value) {
+        const auto key = Digest::FromRaw(name, "key");
+        if (!key.ok()) return;
+        absl::StatusOr<std::string> plain = std::string();
+        if (rep_->cipher != nullptr) {
+          plain = rep_->cipher->Open(kDescriptionTag + key->ToString(), value);
+          value = plain.ok() ? absl::string_view(*plain) : absl::string_view();
+          opened += plain.ok() ? 1 : 0;
+          if (absl::IsFailedPrecondition(plain.status())) {
+            ++of_unknown_keys;
+            unknown = plain.status();
+          }
+        }
+        const uint64_t sequence = ByteReader(value).U64();
+        visit(*key, sequence, value.substr(std::min(value.size(), sizeof sequence)));
+      });
+  if (!read.ok() || unknown.ok()) return read;
+  if (opened == 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        unknown.message(),
+        ", and none opens: add that key to --disk-key-file, or move the directory away"));
+  }
+  Log(LogLevel::kWarning, "disk_tier.keys_gone",
+      {{"segments", of_unknown_keys}, {"status", unknown}});
+  return absl::OkStatus();
 }
 
 absl::Status DiskDatabase::DropUnfinished() {

@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "kv_service/core/block_key.h"
 #include "kv_service/core/stored_segment.h"
+#include "kv_service/tiers/value_cipher.h"
 
 namespace rocksdb {
 class Env;
@@ -35,8 +36,11 @@ class DiskDatabase {
   // the directory holds something else or another process has it open; PermissionDenied if it
   // cannot be written; DataLoss if it is damaged beyond what can be skipped. `env` null: the
   // system's.
-  static absl::StatusOr<std::unique_ptr<DiskDatabase>> Open(const std::string& path,
-                                                            rocksdb::Env* env);
+  // Without `cipher`, nothing is encrypted; with it, descriptions and chunks are, while keys, marks
+  // and codec profiles are not. FailedPrecondition also if the directory is of the other kind.
+  static absl::StatusOr<std::unique_ptr<DiskDatabase>> Open(
+      const std::string& path, rocksdb::Env* env,
+      std::shared_ptr<const ValueCipher> cipher = nullptr);
   ~DiskDatabase();
   DiskDatabase(const DiskDatabase&) = delete;
   DiskDatabase& operator=(const DiskDatabase&) = delete;
@@ -57,6 +61,8 @@ class DiskDatabase {
     void DeleteDescription(const BlockKey& key);
     void PutChunk(const BlockKey& key, SegmentForm form, uint32_t number, const Pieces& pieces);
     void DeleteChunks(const BlockKey& key, SegmentForm form, int64_t count);
+    // Of all forms, when nobody knows how many there are.
+    void DeleteAllChunks(const BlockKey& key);
     // Says that chunks of a form are being written in several batches. What is marked when the
     // database is opened again was never finished.
     void Mark(const BlockKey& key, SegmentForm form, int64_t count);
@@ -79,6 +85,8 @@ class DiskDatabase {
                          const std::function<absl::Status(std::span<const std::byte>)>& add);
 
   absl::Status ForEachProfile(const std::function<void(absl::string_view json)>& visit);
+  // A description that is damaged, or sealed with a key that is not given any more, is empty.
+  // FailedPrecondition if all are: the keys are wrong.
   absl::Status ForEachDescription(
       const std::function<void(const BlockKey&, uint64_t sequence, absl::string_view)>& visit);
   // Deletes the chunks of everything that is marked, and the marks.

@@ -15,8 +15,13 @@ constexpr int kPatience = 100;  // times 10 ms for reads to leave a database tha
 
 }  // namespace
 
-RecoveringDatabase::RecoveringDatabase(std::string path, rocksdb::Env* env, OnChange on_change)
-    : path_(std::move(path)), env_(env), on_change_(std::move(on_change)) {}
+RecoveringDatabase::RecoveringDatabase(std::string path, rocksdb::Env* env,
+                                       std::shared_ptr<const ValueCipher> cipher,
+                                       OnChange on_change)
+    : path_(std::move(path)),
+      env_(env),
+      cipher_(std::move(cipher)),
+      on_change_(std::move(on_change)) {}
 
 std::shared_ptr<DiskDatabase> RecoveringDatabase::get() const {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -24,7 +29,7 @@ std::shared_ptr<DiskDatabase> RecoveringDatabase::get() const {
 }
 
 absl::Status RecoveringDatabase::Open() {
-  auto opened = DiskDatabase::Open(path_, env_);
+  auto opened = DiskDatabase::Open(path_, env_, cipher_);
   if (!opened.ok()) return opened.status();
   const std::shared_ptr<DiskDatabase> database = *std::move(opened);
   if (auto s = on_change_(database.get()); !s.ok()) return s;

@@ -24,8 +24,9 @@ class RecoveringDatabase {
   // what was written and not synced may be lost.
   using OnChange = std::function<absl::Status(DiskDatabase* database)>;
 
-  // `env` null: the system's.
-  RecoveringDatabase(std::string path, rocksdb::Env* env, OnChange on_change);
+  // `env` null: the system's; `cipher` null: not encrypted.
+  RecoveringDatabase(std::string path, rocksdb::Env* env, std::shared_ptr<const ValueCipher> cipher,
+                     OnChange on_change);
 
   // Statuses as DiskDatabase::Open, or those of OnChange.
   absl::Status Open();
@@ -54,6 +55,7 @@ class RecoveringDatabase {
  private:
   const std::string path_;
   rocksdb::Env* const env_;
+  const std::shared_ptr<const ValueCipher> cipher_;
   const OnChange on_change_;
   absl::Time recovered_at_ = absl::InfinitePast();  // last tried; of the one thread
   mutable std::mutex mutex_;                        // guards what follows

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "kv_service/core/block_key.h"
 #include "kv_service/core/stored_segment.h"
 
@@ -25,6 +26,7 @@ struct RedisRecordPlace {
   uint64_t generation = 0;
   int64_t chunk_bytes = 0;  // of each chunk but the last
   int64_t record_bytes = 0;
+  absl::Time expires = absl::InfiniteFuture();  // whatever uses it
 
   bool operator==(const RedisRecordPlace&) const = default;
   int64_t chunks() const { return (record_bytes + chunk_bytes - 1) / chunk_bytes; }

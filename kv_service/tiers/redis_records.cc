@@ -44,8 +44,16 @@ struct RedisRecords::Publication {
 RedisRecords::RedisRecords(RedisClient* client, RedisRecordOptions options)
     : client_(client), options_(std::move(options)), keys_(options_.key_prefix) {}
 
-std::string RedisRecords::Ttl(absl::Duration more) const {
-  return Milliseconds(options_.ttl + more);
+absl::Duration RedisRecords::LifeOf(const RedisRecordPlace& place, absl::Duration at_least) const {
+  return std::min(std::max(options_.ttl, at_least), place.expires - absl::Now());
+}
+
+std::string RedisRecords::Ttl(const RedisRecordPlace& place, absl::Duration at_least) const {
+  return Milliseconds(LifeOf(place, at_least));
+}
+
+std::string RedisRecords::ChunkTtl(const RedisRecordPlace& place, absl::Duration at_least) const {
+  return Milliseconds(std::max(LifeOf(place, at_least), absl::ZeroDuration()) + kChunkSlack);
 }
 
 absl::Status RedisRecords::RunAll(std::span<const RedisCommand> commands, absl::Time deadline) {
@@ -113,7 +121,7 @@ void RedisRecords::Read(std::span<Reading> readings, const Patience& patience) {
     for (int64_t i = 0; reading.status.ok() && i < reading.place.chunks(); ++i) {
       commands.push_back(
           RedisCommand::Of({"GETEX", keys_.Chunk(reading.name, reading.place.generation, i), "PX",
-                            Ttl(kChunkSlack)}));
+                            ChunkTtl(reading.place)}));
       chunks.push_back({&reading, reading.place.BytesOf(i)});
       window += reading.place.BytesOf(i);
       if (window >= kWindowBytes) flush();
@@ -123,7 +131,8 @@ void RedisRecords::Read(std::span<Reading> readings, const Patience& patience) {
   flush();
   for (const Reading& reading : readings) {
     if (!reading.status.ok()) continue;
-    commands.push_back(RedisCommand::Of({"PEXPIRE", keys_.Manifest(reading.name), Ttl()}));
+    commands.push_back(
+        RedisCommand::Of({"PEXPIRE", keys_.Manifest(reading.name), Ttl(reading.place)}));
   }
   client_->Run(commands, patience.deadline());  // if it fails, it lives as long as it would have
 }
@@ -135,7 +144,8 @@ absl::Status RedisRecords::Write(std::span<const Writing> writings, const Patien
     Publication publication{.writing = &writing, .place = {}, .manifest = ""};
     publication.place = {.generation = absl::Uniform<uint64_t>(random),
                          .chunk_bytes = options_.chunk_bytes,
-                         .record_bytes = writing.record->bytes()};
+                         .record_bytes = writing.record->bytes(),
+                         .expires = writing.expires};
     if (publication.place.chunks() > kMaxRedisChunks) {
       return absl::ResourceExhaustedError(absl::StrCat("a record of ", writing.record->bytes(),
                                                        " bytes has more than ", kMaxRedisChunks,
@@ -150,11 +160,12 @@ absl::Status RedisRecords::Write(std::span<const Writing> writings, const Patien
   for (const Publication& publication : publications) {
     const RedisRecordName& name = publication.writing->name;
     for (int64_t i = 0; i < publication.place.chunks(); ++i) {
-      commands.push_back(RedisCommand::Of(
-          {"PEXPIRE", keys_.Chunk(name, publication.place.generation, i), Ttl(kChunkSlack)}));
+      commands.push_back(
+          RedisCommand::Of({"PEXPIRE", keys_.Chunk(name, publication.place.generation, i),
+                            ChunkTtl(publication.place)}));
     }
-    commands.push_back(
-        RedisCommand::Of({"SET", keys_.Manifest(name), publication.manifest, "NX", "PX", Ttl()}));
+    commands.push_back(RedisCommand::Of(
+        {"SET", keys_.Manifest(name), publication.manifest, "NX", "PX", Ttl(publication.place)}));
     if (options_.wait_replicas == 0) continue;
     RedisCommand wait;
     wait.words = {"WAIT", absl::StrCat(options_.wait_replicas),
@@ -230,7 +241,9 @@ absl::Status RedisRecords::Settle(const Publication& publication, absl::Time dea
   for (int attempt = 0; attempt < 2; ++attempt) {
     const auto there = std::move(ReadManifests(std::span(&name, 1), deadline).front());
     if (there.ok() && there->manifest.has_value()) {
-      if (there->manifest->place == publication.place) return absl::OkStatus();
+      if (there->manifest->place.generation == publication.place.generation) {
+        return absl::OkStatus();
+      }
       std::vector<RedisCommand> unlinks;
       AddUnlinks(name, publication.place, unlinks);
       client_->Run(unlinks, deadline);  // else they expire
@@ -240,9 +253,10 @@ absl::Status RedisRecords::Settle(const Publication& publication, absl::Time dea
     if (there.ok()) {
       if (absl::Status s = Drop(name, *there, deadline); !s.ok()) return s;
     }
-    const auto set = client_->RunOne(
-        RedisCommand::Of({"SET", keys_.Manifest(name), publication.manifest, "NX", "PX", Ttl()}),
-        deadline);
+    const auto set =
+        client_->RunOne(RedisCommand::Of({"SET", keys_.Manifest(name), publication.manifest, "NX",
+                                          "PX", Ttl(publication.place)}),
+                        deadline);
     if (!set.ok()) return set.status();
     if (set->type == RedisReply::Type::kStatus) return absl::OkStatus();
   }
@@ -252,13 +266,12 @@ absl::Status RedisRecords::Settle(const Publication& publication, absl::Time dea
 absl::StatusOr<bool> RedisRecords::Refresh(const RedisRecordName& name,
                                            const RedisRecordPlace& place, absl::Time deadline,
                                            absl::Duration at_least) {
-  const absl::Duration more = std::max(at_least - options_.ttl, absl::ZeroDuration());
   std::vector<RedisCommand> commands;
   for (int64_t i = 0; i < place.chunks(); ++i) {
     commands.push_back(RedisCommand::Of(
-        {"PEXPIRE", keys_.Chunk(name, place.generation, i), Ttl(more + kChunkSlack)}));
+        {"PEXPIRE", keys_.Chunk(name, place.generation, i), ChunkTtl(place, at_least)}));
   }
-  commands.push_back(RedisCommand::Of({"PEXPIRE", keys_.Manifest(name), Ttl(more)}));
+  commands.push_back(RedisCommand::Of({"PEXPIRE", keys_.Manifest(name), Ttl(place, at_least)}));
   for (const auto& reply : client_->Run(commands, deadline)) {
     if (!reply.ok()) return reply.status();
     if (reply->integer != 1) return false;
@@ -267,12 +280,15 @@ absl::StatusOr<bool> RedisRecords::Refresh(const RedisRecordName& name,
 }
 
 absl::Status RedisRecords::Redescribe(const RedisRecordName& name, const Stored& stored,
-                                      const std::string& description, absl::Time deadline) {
-  const std::string manifest = EncodeRedisManifest({stored.manifest->place, description});
-  return client_
-      ->RunOne(Script(kReplaceIfSame, keys_.Manifest(name), {stored.raw, manifest, Ttl()}),
-               deadline)
-      .status();
+                                      const std::string& description, absl::Time expires,
+                                      absl::Time deadline) {
+  RedisRecordPlace place = stored.manifest->place;
+  place.expires = expires;
+  const std::string manifest = EncodeRedisManifest({place, description});
+  const auto replaced = client_->RunOne(
+      Script(kReplaceIfSame, keys_.Manifest(name), {stored.raw, manifest, Ttl(place)}), deadline);
+  if (!replaced.ok() || replaced->integer != 1) return replaced.status();
+  return Refresh(name, place, deadline).status();
 }
 
 absl::Status RedisRecords::Drop(const RedisRecordName& name, const Stored& stored,

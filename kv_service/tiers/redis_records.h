@@ -60,19 +60,21 @@ class RedisRecords {
     RedisRecordName name;
     const RecordWriter* record = nullptr;
     std::string description;
+    absl::Time expires = absl::InfiniteFuture();
   };
   // OK: every record is readable by everyone, as this writer or as another one wrote it.
   // ResourceExhausted if Redis has no room; Unavailable also if too few replicas acknowledged in
   // time.
   absl::Status Write(std::span<const Writing> writings, const Patience& patience);
 
-  // Makes a record live as if it was new, for `at_least` at least. False if part of it is gone.
+  // Makes a record live as if it was new, for `at_least` at least, but not beyond its expiry. False
+  // if part of it is gone.
   absl::StatusOr<bool> Refresh(const RedisRecordName& name, const RedisRecordPlace& place,
                                absl::Time deadline, absl::Duration at_least = absl::ZeroDuration());
 
-  // Replaces the description of the record that `stored` is of, unless it changed meanwhile.
+  // Replaces description and expiry of the record that `stored` is of, unless it changed meanwhile.
   absl::Status Redescribe(const RedisRecordName& name, const Stored& stored,
-                          const std::string& description, absl::Time deadline);
+                          const std::string& description, absl::Time expires, absl::Time deadline);
 
   // Deletes exactly this manifest, if it is still there, and then its chunks.
   absl::Status Drop(const RedisRecordName& name, const Stored& stored, absl::Time deadline);
@@ -92,7 +94,10 @@ class RedisRecords {
   void AddUnlinks(const RedisRecordName& name, const RedisRecordPlace& place,
                   std::vector<RedisCommand>& commands) const;
   absl::Status RunAll(std::span<const RedisCommand> commands, absl::Time deadline);
-  std::string Ttl(absl::Duration more = absl::ZeroDuration()) const;
+  // How long a record lives from now on, in milliseconds; its chunks live kChunkSlack longer.
+  std::string Ttl(const RedisRecordPlace& place, absl::Duration at_least = {}) const;
+  std::string ChunkTtl(const RedisRecordPlace& place, absl::Duration at_least = {}) const;
+  absl::Duration LifeOf(const RedisRecordPlace& place, absl::Duration at_least) const;
 
   RedisClient* const client_;
   const RedisRecordOptions options_;

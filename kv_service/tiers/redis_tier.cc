@@ -13,6 +13,7 @@
 #include "kv_service/core/segment_record.h"
 #include "kv_service/redis/circuit_breaker.h"
 #include "kv_service/redis/redis_metrics_source.h"
+#include "kv_service/tiers/redis_profiles.h"
 #include "kv_service/tiers/redis_records.h"
 #include "kv_service/tiers/redis_refresher.h"
 
@@ -20,8 +21,6 @@ namespace fourierkv {
 namespace {
 
 constexpr int kLoadBatch = 8;
-// With a request that names a codec profile that is not known here.
-constexpr absl::Duration kProfilePatience = absl::Seconds(1);
 // In a row. The client leaves alone single nodes that fail; that does not open this breaker as long
 // as others serve.
 constexpr CircuitBreakerOptions kBreaker{
@@ -32,19 +31,15 @@ class RedisTier final : public SegmentTier, public RedisMetricsSource {
   RedisTier(std::unique_ptr<RedisClient> client, const RedisTierOptions& options,
             ProfileStore* profiles, NamespaceDirectory* namespaces)
       : client_(std::move(client)),
-        keys_(options.key_prefix),
         records_(client_.get(), {.key_prefix = options.key_prefix,
                                  .ttl = options.ttl,
                                  .chunk_bytes = options.chunk_bytes,
                                  .wait_replicas = options.wait_replicas,
                                  .wait_timeout = options.client.connection.stall_timeout / 2}),
-        profiles_(profiles),
+        profiles_(client_.get(), options.key_prefix, profiles),
         namespaces_(namespaces),
         breaker_(kBreaker),
-        refresher_(&records_, options.ttl / 4) {
-    profiles_->SetSource([this](const Digest& id) { return FindProfile(id); });
-  }
-  ~RedisTier() override { profiles_->SetSource(nullptr); }
+        refresher_(&records_, options.ttl / 4) {}
 
   absl::string_view name() const override { return "redis"; }
   Durability durability() const override { return Durability::kShared; }
@@ -63,27 +58,23 @@ class RedisTier final : public SegmentTier, public RedisMetricsSource {
   absl::StatusOr<std::vector<std::string>> LoadProfiles(const Patience& patience) override;
   TierStats Stats() const override;
   const RedisMetrics& redis_metrics() const override { return client_->metrics(); }
+  void Observe(TierObserver* observer) override { observer_ = observer; }
 
  private:
   absl::Status Enter();
   absl::Status Leave(absl::Status status);
 
   absl::Status StoreForms(std::span<const StoredSegment> segments, const Patience& patience);
-  absl::Status PutProfile(const ProfileLayout& profile, absl::Time deadline);
-  absl::StatusOr<std::vector<std::string>> ReadProfiles(absl::Time deadline);
-  absl::StatusOr<std::shared_ptr<const ProfileLayout>> FindProfile(const Digest& id);
-  absl::StatusOr<std::shared_ptr<const ProfileLayout>> FetchProfile(const std::string& hex,
-                                                                    absl::Time deadline);
   absl::StatusOr<TierSegment> Decode(const RedisRecordName& name, absl::string_view description);
   void DropDamaged(const RedisRecordName& name, const RedisRecords::Stored& stored,
                    absl::Time deadline);
 
   const std::unique_ptr<RedisClient> client_;
-  const RedisKeys keys_;
   RedisRecords records_;
-  ProfileStore* const profiles_;
+  RedisProfiles profiles_;
   NamespaceDirectory* const namespaces_;
   CircuitBreaker breaker_;
+  TierObserver* observer_ = nullptr;
   std::atomic<uint64_t> damaged_{0};
   std::atomic<uint64_t> write_errors_{0};
   std::atomic<uint64_t> read_errors_{0};
@@ -146,6 +137,18 @@ absl::Status RedisTier::Store(std::span<const StoredSegment> segments, const Pat
   if (absl::Status s = Enter(); !s.ok()) return s;
   absl::Status status = Leave(StoreForms(segments, patience));
   if (!status.ok() && !absl::IsCancelled(status)) ++write_errors_;
+  if (!status.ok() || observer_ == nullptr) return status;
+  for (const StoredSegment& segment : segments) {
+    TierSegment held;
+    held.segment = segment;
+    held.segment.forms = {};
+    for (const SegmentForm form : kHeldForms) {
+      if (segment.forms[form] != nullptr) {
+        held.forms[form] = DescriptionOf(segment, form).forms[form];
+      }
+    }
+    if (HoldsAnything(held)) observer_->TierHolds(Durability::kShared, held);
+  }
   return status;
 }
 
@@ -157,7 +160,7 @@ absl::Status RedisTier::StoreForms(std::span<const StoredSegment> segments,
   for (const StoredSegment& segment : segments) {
     const auto& layout = segment.context->layout;
     if (layout != nullptr && put.insert(layout->id()).second) {
-      if (absl::Status s = PutProfile(*layout, patience.deadline()); !s.ok()) return s;
+      if (absl::Status s = profiles_.Put(*layout, patience.deadline()); !s.ok()) return s;
     }
     for (const SegmentForm form : kHeldForms) {
       if (segment.forms[form] == nullptr) continue;
@@ -181,10 +184,13 @@ absl::Status RedisTier::StoreForms(std::span<const StoredSegment> segments,
           held.ok() ? records_.Refresh(name, stored[i]->manifest->place, patience.deadline())
                     : absl::StatusOr<bool>(false);
       if (!whole.ok()) return whole.status();
-      if (*whole && described.segment.error_bound < held->segment.error_bound) {
-        held->segment.error_bound = described.segment.error_bound;
-        absl::Status s =
-            records_.Redescribe(name, *stored[i], EncodeDescription(*held), patience.deadline());
+      if (*whole && (described.segment.error_bound < held->segment.error_bound ||
+                     described.segment.expires > held->segment.expires)) {
+        StoredSegment& known = held->segment;
+        known.error_bound = std::min(known.error_bound, described.segment.error_bound);
+        known.expires = std::max(known.expires, described.segment.expires);
+        absl::Status s = records_.Redescribe(name, *stored[i], EncodeDescription(*held),
+                                             known.expires, patience.deadline());
         if (!s.ok()) return s;
       }
       if (*whole) continue;
@@ -192,13 +198,14 @@ absl::Status RedisTier::StoreForms(std::span<const StoredSegment> segments,
       if (absl::Status s = records_.Drop(name, *stored[i], patience.deadline()); !s.ok()) return s;
     }
     writers.push_back(std::make_unique<RecordWriter>(*owners[i], name.form));
-    writings.push_back({name, writers.back().get(), EncodeDescription(described)});
+    writings.push_back(
+        {name, writers.back().get(), EncodeDescription(described), described.segment.expires});
   }
   return records_.Write(writings, patience);
 }
 
 // The description, which must be of that record. A codec profile that is not known here is asked of
-// FindProfile.
+// RedisProfiles.
 absl::StatusOr<TierSegment> RedisTier::Decode(const RedisRecordName& name,
                                               absl::string_view description) {
   auto decoded = DecodeDescription(
@@ -237,6 +244,7 @@ absl::StatusOr<std::vector<std::optional<TierSegment>>> RedisTier::Describe(
       whole->forms[names[i].form] = described->forms[names[i].form];
       whole->segment.error_bound =
           std::min(whole->segment.error_bound, described->segment.error_bound);
+      whole->segment.expires = std::max(whole->segment.expires, described->segment.expires);
     }
   }
   if (!failure.ok()) ++read_errors_;
@@ -293,9 +301,7 @@ std::vector<absl::StatusOr<FormPtr>> RedisTier::Load(std::span<const TierWant> w
     any_answer = any_answer || answered;
     if (status.ok()) continue;
     if (!answered) failure = status;
-    results[i] = answered || IsGivenUp(status)
-                     ? status
-                     : absl::UnavailableError(status.message());
+    results[i] = answered || IsGivenUp(status) ? status : absl::UnavailableError(status.message());
   }
   if (!failure.ok() && !absl::IsCancelled(failure)) ++read_errors_;
   (void)Leave(any_answer ? absl::OkStatus() : failure);
@@ -317,30 +323,29 @@ absl::Status RedisTier::Remove(std::span<const BlockKey> keys, const Patience& p
   const auto stored = records_.ReadManifests(names, patience.deadline());
   absl::Status status = Leave(records_.Delete(names, stored, patience.deadline()));
   if (!status.ok()) ++write_errors_;
+  if (!status.ok() || observer_ == nullptr) return status;
+  const BlockKey* told = nullptr;
+  for (size_t i = 0; i < names.size(); ++i) {
+    if (!stored[i].ok() || !stored[i]->manifest.has_value()) continue;
+    if (told != nullptr && *told == names[i].key) continue;
+    const auto held = Decode(names[i], stored[i]->manifest->description);
+    if (!held.ok()) continue;
+    told = &names[i].key;
+    observer_->TierLost(Durability::kShared, held->segment, RemovalReason::kDeleted);
+  }
   return status;
 }
 
 absl::Status RedisTier::StoreProfile(const ProfileLayout& profile, const Patience& patience) {
   if (absl::Status s = Enter(); !s.ok()) return s;
-  absl::Status status = Leave(PutProfile(profile, patience.deadline()));
+  absl::Status status = Leave(profiles_.Put(profile, patience.deadline()));
   if (!status.ok()) ++write_errors_;
   return status;
 }
 
-absl::Status RedisTier::PutProfile(const ProfileLayout& profile, absl::Time deadline) {
-  const std::string key = keys_.Profiles();
-  const std::string field = profile.id().ToHex();
-  const auto there = client_->RunOne(RedisCommand::Of({"HEXISTS", key, field}), deadline);
-  if (!there.ok()) return there.status();
-  if (there->integer == 1) return absl::OkStatus();
-  return client_
-      ->RunOne(RedisCommand::Of({"HSET", key, field, profile.profile().ToJson()}), deadline)
-      .status();
-}
-
 absl::StatusOr<std::vector<std::string>> RedisTier::LoadProfiles(const Patience& patience) {
   if (absl::Status s = Enter(); !s.ok()) return s;
-  auto profiles = ReadProfiles(patience.deadline());
+  auto profiles = profiles_.ReadAll(patience.deadline());
   if (absl::Status s = Leave(profiles.status()); !s.ok()) {
     ++read_errors_;
     return s;
@@ -348,50 +353,9 @@ absl::StatusOr<std::vector<std::string>> RedisTier::LoadProfiles(const Patience&
   return profiles;
 }
 
-absl::StatusOr<std::vector<std::string>> RedisTier::ReadProfiles(absl::Time deadline) {
-  const auto fields = client_->RunOne(RedisCommand::Of({"HKEYS", keys_.Profiles()}), deadline);
-  if (!fields.ok()) return fields.status();
-  std::vector<std::string> profiles;
-  for (const RedisReply& field : fields->elements) {
-    const auto id = Digest::FromHex(field.text, "profile id");
-    if (!id.ok()) continue;
-    const auto profile = profiles_->Get(*id);
-    if (profile.ok()) {
-      profiles.push_back((*profile)->profile().ToJson());
-    } else if (!absl::IsNotFound(profile.status())) {
-      return profile.status();
-    }
-  }
-  return profiles;
-}
-
-// For the profile store, when it is asked for what it does not have.
-absl::StatusOr<std::shared_ptr<const ProfileLayout>> RedisTier::FindProfile(const Digest& id) {
-  // Past the breaker: also called within calls that passed it, and its only leave may be theirs.
-  // The nodes' own breakers make this fail fast.
-  auto profile = FetchProfile(id.ToHex(), absl::Now() + kProfilePatience);
-  if (profile.ok() || absl::IsNotFound(profile.status())) return profile;
-  return absl::UnavailableError(profile.status().message());
-}
-
-// A profile whose content is not what its id says is deleted: NotFound.
-absl::StatusOr<std::shared_ptr<const ProfileLayout>> RedisTier::FetchProfile(const std::string& hex,
-                                                                             absl::Time deadline) {
-  const std::string key = keys_.Profiles();
-  const auto json = client_->RunOne(RedisCommand::Of({"HGET", key, hex}), deadline);
-  if (!json.ok()) return json.status();
-  if (!json->IsString()) return absl::NotFoundError("Redis has no such codec profile");
-  const auto parsed = CodecProfile::FromJson(json->text);
-  if (parsed.ok() && parsed->Id().ToHex() == hex) return profiles_->Put(*parsed);
-  ++damaged_;
-  Log(LogLevel::kWarning, "redis.damaged_profile", {{"profile_id", hex}});
-  (void)client_->RunOne(RedisCommand::Of({"HDEL", key, hex}), deadline);
-  return absl::NotFoundError("a codec profile in Redis was damaged");
-}
-
 TierStats RedisTier::Stats() const {
   TierStats stats;
-  stats.damaged_records = damaged_;
+  stats.damaged_records = damaged_ + profiles_.damaged();
   stats.write_errors = write_errors_;
   stats.read_errors = read_errors_;
   stats.healthy = !breaker_.open();

@@ -107,6 +107,40 @@ TEST_F(TieredDeleteTest, CallsThatAreGivenUpAreNoFailures) {
   EXPECT_EQ(metrics.late, 1);
 }
 
+using TieredPinTest = TieredDeleteTest;
+
+TEST_F(TieredPinTest, PinsWhatOnlyTheTierHolds) {
+  const BlockKey deep = keys_[2];
+  const absl::Time before = absl::Now();
+  const auto pin = tiers_.Pin(std::span(&deep, 1), absl::Hours(1), absl::InfiniteFuture());
+  ASSERT_TRUE(pin.ok()) << pin.status();
+  EXPECT_EQ(tier_->loads, 0) << "it stays where it is";
+  EXPECT_GE(tier_->WishedFor(deep), before + absl::Hours(1));
+  EvictAll();
+  for (const BlockKey& key : {keys_[0], deep}) {
+    EXPECT_EQ(tiers_.Delete(std::span(&key, 1), absl::InfiniteFuture()).status().code(),
+              StatusCode::kFailedPrecondition);
+    EXPECT_TRUE(tier_->Holds(key));
+  }
+  ASSERT_TRUE(store_.store.Release(pin->id).ok());
+  EXPECT_TRUE(tiers_.Delete(keys_, absl::InfiniteFuture()).ok());
+}
+
+TEST_F(TieredPinTest, WhatIsNowhereIsNamedAndNothingIsPinned) {
+  const std::vector<BlockKey> keys = {keys_[0], BlockKey()};
+  const auto pin = tiers_.Pin(keys, absl::Hours(1), absl::InfiniteFuture());
+  EXPECT_EQ(pin.status().code(), StatusCode::kNotFound);
+  EXPECT_NE(pin.status().message().find(BlockKey().ToHex()), std::string::npos);
+  EXPECT_EQ(store_.store.Stats().leases, 0);
+  EXPECT_EQ(tiers_.Pin({}, absl::Hours(1), absl::InfiniteFuture()).status().code(),
+            StatusCode::kInvalidArgument);
+  tier_->failing = true;
+  EXPECT_EQ(tiers_.Pin(std::span(keys_).subspan(2, 1), absl::Hours(1), absl::InfiniteFuture())
+                .status()
+                .code(),
+            StatusCode::kNotFound);
+}
+
 TEST(DeletionGateTest, RefusesWhatWasDeletedSinceTheReaderEntered) {
   std::mt19937 rng(1);
   const auto keys = ChainKeys(SmallNamespace(), RandomTokens(rng, 3 * kS)).segments;

@@ -102,12 +102,23 @@ class FakeTier : public SegmentTier {
     }
     return absl::OkStatus();
   }
-  void Touch(std::span<const BlockKey>, absl::Time) override {}
+  void Touch(std::span<const BlockKey> keys, absl::Time until) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const BlockKey& key : keys) {
+      absl::Time& wished = wished_.try_emplace(key, absl::InfinitePast()).first->second;
+      wished = std::max(wished, until);
+    }
+  }
   absl::Status StoreProfile(const ProfileLayout&, const Patience&) override { return Behave(); }
   absl::StatusOr<std::vector<std::string>> LoadProfiles(const Patience&) override {
     return std::vector<std::string>();
   }
   TierStats Stats() const override { return {}; }
+
+  bool Holds(const BlockKey& key) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return held_.contains(key);
+  }
 
   // How long the last call of Describe could take.
   absl::Time described_until() const {
@@ -115,9 +126,11 @@ class FakeTier : public SegmentTier {
     return described_until_;
   }
 
-  bool Holds(const BlockKey& key) const {
+  // Until when somebody asked to keep the key.
+  absl::Time WishedFor(const BlockKey& key) const {
     std::lock_guard<std::mutex> lock(mutex_);
-    return held_.contains(key);
+    const auto it = wished_.find(key);
+    return it == wished_.end() ? absl::InfinitePast() : it->second;
   }
 
   std::atomic<bool> failing{false};
@@ -137,6 +150,7 @@ class FakeTier : public SegmentTier {
 
   mutable std::mutex mutex_;
   std::map<BlockKey, StoredSegment> held_;
+  std::map<BlockKey, absl::Time> wished_;
   absl::Time described_until_;
 };
 

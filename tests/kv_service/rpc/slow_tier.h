@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <mutex>
@@ -45,7 +46,8 @@ class SlowTier : public SegmentTier {
     std::vector<std::optional<TierSegment>> result(keys.size());
     for (size_t i = 0; i < keys.size(); ++i) {
       const auto it = held_.find(keys[i]);
-      if (it != held_.end()) result[i] = it->second.described;
+      if (it == held_.end() || it->second.described.segment.expires <= absl::Now()) continue;
+      result[i] = it->second.described;
     }
     return result;
   }
@@ -106,8 +108,12 @@ class SlowTier : public SegmentTier {
         }
       }
     }
+    const absl::Time before = held.described.segment.context != nullptr
+                                  ? held.described.segment.expires
+                                  : absl::InfinitePast();
     held.described.segment = segment;
     held.described.segment.forms = {};
+    held.described.segment.expires = std::max(before, segment.expires);
   }
 
   absl::StatusOr<FormPtr> LoadOne(const TierWant& want, MemoryBudget& budget,

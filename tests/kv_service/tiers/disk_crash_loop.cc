@@ -121,6 +121,8 @@ struct Sequence {
   std::vector<uint32_t> tokens;
 };
 
+bool encrypted = false;  // --encrypt
+
 // A store with one disk tier.
 struct Store {
   static std::unique_ptr<Store> Open(const std::string& path, int64_t limit) {
@@ -128,6 +130,7 @@ struct Store {
     DiskTierOptions options;
     options.path = path;
     options.limit_bytes = limit;
+    if (encrypted) options.keys = {DiskKey(std::string(kDiskKeyBytes, 'k'))};
     auto tier = OpenDiskTier(options, &store->profiles, &store->namespaces);
     if (!tier.ok()) {
       std::fprintf(stderr, "open: %s\n", tier.status().ToString().c_str());
@@ -341,7 +344,8 @@ int RunLoop(int cycles, uint64_t seed, const std::string& program) {
       const int null = open("/dev/null", O_WRONLY);
       dup2(null, 2);
       execl(program.c_str(), program.c_str(), "--writers", directory->path().c_str(), "--first",
-            first.c_str(), "--kill-at", point.c_str(), "--passes", passes.c_str(), nullptr);
+            first.c_str(), "--kill-at", point.c_str(), "--passes", passes.c_str(),
+            encrypted ? "--encrypt" : nullptr, nullptr);
       _exit(5);
     }
     // Points that are not passed end by the clock, too.
@@ -401,6 +405,7 @@ int main(int argc, char** argv) {
   app.add_option("--first", first);
   app.add_option("--kill-at", fourierkv::kill_name);
   app.add_option("--passes", passes);
+  app.add_flag("--encrypt", fourierkv::encrypted, "Encrypt the tier");
   CLI11_PARSE(app, argc, argv);
   if (folder.empty()) return fourierkv::RunLoop(cycles, seed, "/proc/self/exe");
   if (!fourierkv::kill_name.empty()) {

@@ -11,7 +11,7 @@
 #include "disk_fixture.h"
 
 #ifndef FOURIERKV_DAMAGE_ROUNDS
-#define FOURIERKV_DAMAGE_ROUNDS 24
+#define FOURIERKV_DAMAGE_ROUNDS 12
 #endif
 
 namespace fourierkv {
@@ -28,10 +28,11 @@ void WriteFile(const std::string& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
 }
 
-class DiskDamageTest : public testing::Test {
+class DiskDamageTest : public testing::TestWithParam<bool> {
  protected:
   // Some segments in tables and blob files, and some in the log only.
   void SetUp() override {
+    if (GetParam()) disk_.options().keys = {DiskKey(std::string(kDiskKeyBytes, 'k'))};
     ASSERT_TRUE(disk_.Reopen().ok());
     flushed_ = disk_.Chain(rng_, 3, 100);
     ASSERT_TRUE(disk_.tier().Store(flushed_, absl::InfiniteFuture()).ok());
@@ -79,7 +80,7 @@ class DiskDamageTest : public testing::Test {
   std::vector<StoredSegment> logged_;
 };
 
-TEST_F(DiskDamageTest, FlippedBitsAreNeverServed) {
+TEST_P(DiskDamageTest, FlippedBitsAreNeverServed) {
   SCOPED_TRACE(seed_);
   for (int round = 0; round < FOURIERKV_DAMAGE_ROUNDS; ++round) {
     const auto files = Files();
@@ -95,7 +96,7 @@ TEST_F(DiskDamageTest, FlippedBitsAreNeverServed) {
   }
 }
 
-TEST_F(DiskDamageTest, TruncatedFilesAreNeverServed) {
+TEST_P(DiskDamageTest, TruncatedFilesAreNeverServed) {
   SCOPED_TRACE(seed_);
   for (int round = 0; round < FOURIERKV_DAMAGE_ROUNDS; ++round) {
     const auto files = Files();
@@ -109,7 +110,7 @@ TEST_F(DiskDamageTest, TruncatedFilesAreNeverServed) {
   }
 }
 
-TEST_F(DiskDamageTest, ADamagedRecordIsDroppedCountedAndCanBeStoredAgain) {
+TEST_P(DiskDamageTest, ADamagedRecordIsDroppedCountedAndCanBeStoredAgain) {
   // All of every blob file but what RocksDB reads when it opens: payload alone is hit.
   int hit = 0;
   for (const std::string& file : Files()) {
@@ -136,6 +137,10 @@ TEST_F(DiskDamageTest, ADamagedRecordIsDroppedCountedAndCanBeStoredAgain) {
   EXPECT_EQ(held, 0);
   EXPECT_FALSE(disk_.Holds(flushed_.back()));
 }
+
+INSTANTIATE_TEST_SUITE_P(Files, DiskDamageTest, testing::Bool(), [](const auto& encrypted) {
+  return encrypted.param ? "Encrypted" : "Plain";
+});
 
 }  // namespace
 }  // namespace fourierkv

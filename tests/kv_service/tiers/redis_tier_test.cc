@@ -14,6 +14,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "kv_service/core/event_log.h"
 #include "kv_service/core/segment_record.h"
 #include "tests/kv_service/tiers/redis_fixture.h"
 
@@ -192,6 +193,71 @@ TEST_F(RedisTierTest, EverythingButProfilesExpiresAndUseMakesItLiveLonger) {
   age();
   tier().Touch(KeysOfChain(chain_), absl::Now() + absl::Hours(100));
   EXPECT_TRUE(Eventually([&] { return shortest() > absl::Hours(99); }));
+}
+
+using RedisExpiryTest = RedisTierTest;
+
+TEST_F(RedisExpiryTest, WhatHasATimeLivesNoLongerHoweverMuchItIsUsed) {
+  for (StoredSegment& segment : chain_) segment.expires = absl::Now() + absl::Minutes(10);
+  ASSERT_TRUE(tier().Store(chain_, SoonEnough()).ok());
+  const auto longest = [&] {
+    int64_t most = -1;
+    for (const std::string& key : RedisKeysLike("fourierkv:{*")) {
+      most = std::max(most, server_->Do({"PTTL", key}).integer);
+    }
+    return absl::Milliseconds(most);
+  };
+  const absl::Duration limit = absl::Minutes(15);  // chunks outlive their manifest
+  EXPECT_GT(longest(), absl::Minutes(9));
+  EXPECT_LE(longest(), limit);
+  ASSERT_TRUE(replica_->HoldsAll(chain_));
+  EXPECT_LE(longest(), limit) << "loading is using";
+  ASSERT_TRUE(tier().Store(chain_, SoonEnough()).ok());
+  EXPECT_LE(longest(), limit) << "storing again is using";
+  const auto described = tier().Describe(KeysOfChain(chain_), SoonEnough());
+  ASSERT_TRUE(described.ok() && described->front().has_value());
+  EXPECT_LE(absl::AbsDuration(described->front()->segment.expires - chain_[0].expires),
+            absl::Milliseconds(1));
+  // For longer, and then for ever: as all that is used.
+  for (StoredSegment& segment : chain_) segment.expires += absl::Hours(2);
+  ASSERT_TRUE(tier().Store(chain_, SoonEnough()).ok());
+  EXPECT_GT(longest(), absl::Hours(2));
+  EXPECT_LE(longest(), absl::Hours(2) + limit);
+  for (StoredSegment& segment : chain_) segment.expires = absl::InfiniteFuture();
+  ASSERT_TRUE(tier().Store(chain_, SoonEnough()).ok());
+  EXPECT_GT(longest(), absl::Hours(23));
+  ASSERT_TRUE(replica_->HoldsAll(chain_));
+}
+
+TEST_F(RedisExpiryTest, WhatIsOverTimeIsMissing) {
+  for (StoredSegment& segment : chain_) segment.expires = absl::Now() + absl::Milliseconds(300);
+  ASSERT_TRUE(tier().Store(chain_, SoonEnough()).ok());
+  EXPECT_TRUE(Eventually([&] {
+    const auto described = tier().Describe(KeysOfChain(chain_), SoonEnough());
+    return described.ok() && !described->front().has_value();
+  }));
+}
+
+TEST_F(RedisTierTest, TellsWhatItStoredAndDeletedItself) {
+  EventLog log;
+  tier().Observe(&log);
+  ASSERT_TRUE(tier().Store(chain_, SoonEnough()).ok());
+  std::vector<StoreEvent> events;
+  log.Read(0, 100, absl::InfinitePast(), events);
+  ASSERT_EQ(events.size(), chain_.size());
+  for (size_t i = 0; i < chain_.size(); ++i) {
+    EXPECT_EQ(events[i].kind, StoreEventKind::kStored);
+    EXPECT_EQ(events[i].tier, Durability::kShared);
+    EXPECT_EQ(events[i].key, chain_[i].key);
+    EXPECT_EQ(events[i].bytes_held(), chain_[i].bytes());
+  }
+  ASSERT_TRUE(tier().Remove(std::span(&chain_[1].key, 1), SoonEnough()).ok());
+  ASSERT_TRUE(tier().Remove(std::span(&chain_[1].key, 1), SoonEnough()).ok());
+  events.clear();
+  log.Read(chain_.size(), 100, absl::InfinitePast(), events);
+  ASSERT_EQ(events.size(), 1) << "what was not there was not removed";
+  EXPECT_EQ(events[0].kind, StoreEventKind::kRemoved);
+  EXPECT_EQ(events[0].key, chain_[1].key);
 }
 
 TEST_F(RedisTierTest, APartThatRedisEvictedMakesTheRecordMissingUntilItIsStoredAgain) {
