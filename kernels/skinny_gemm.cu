@@ -22,9 +22,10 @@ constexpr int kRowBytes = kStepElements * 2;
 constexpr int kSumWarps = 8;
 constexpr int kThreads = 32 * (kSumWarps + 1);
 constexpr int kWeightBytes = kTileRows * kRowBytes;
-// So much that no multiprocessor gets two blocks, and others none, when they start while the kernel
-// before is still running; a block of a small kernel still fits.
-constexpr int kSharedBytes = 216 << 10;
+// More than half of what a multiprocessor has, so that none gets two blocks, and another none, of
+// those that start while the kernel before is still running: it would take twice as long. Not all,
+// since what is copied far ahead delays what the kernel before still has to read.
+constexpr int kSharedBytes = 128 << 10;
 constexpr int kSwizzleBytes = 1024;  // what addresses of operands are multiples of
 
 // Of the ring: a stage has weights, then rows of x.
@@ -312,10 +313,10 @@ cudaError_t Launch(const SkinnyGemmParams& params, int blocks, cudaStream_t stre
     status = Encode<2>(encode, params.x, {in, static_cast<uint64_t>(params.rows)}, {in * 2},
                        {kStepElements, kRows}, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, &job.x);
   }
-  constexpr int kBytes = Ring<kRows>::kStages * Ring<kRows>::kStageBytes + kSwizzleBytes;
   const auto kernel = SkinnyGemmKernel<kRows>;
   if (status == cudaSuccess) {
-    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   }
   if (status != cudaSuccess) return status;
   job.y = params.y;
@@ -328,7 +329,7 @@ cudaError_t Launch(const SkinnyGemmParams& params, int blocks, cudaStream_t stre
   job.rows = params.rows;
   job.output = params.output;
   const auto grid = static_cast<unsigned>(job.steps < blocks ? job.steps : blocks);
-  return LaunchDependent(kernel, grid, kThreads, kBytes, stream, job);
+  return LaunchDependent(kernel, grid, kThreads, kSharedBytes, stream, job);
 }
 
 bool Aligned(const void* pointer) {
