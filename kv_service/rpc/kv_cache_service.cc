@@ -107,10 +107,11 @@ absl::Status Match(ServiceCore& core, const TenantView& view, const v1::MatchPre
   absl::StatusOr<KeyChain> keys = KeysOf(view, request);
   if (!keys.ok()) return keys.status();
   const absl::Duration ttl = FromProto(request.lease_ttl());
-  if (ttl < absl::ZeroDuration() || ttl > core.limits.max_lease) {
+  const absl::Duration longest = core.live.max_lease.Get();
+  if (ttl < absl::ZeroDuration() || ttl > longest) {
     return absl::InvalidArgumentError(absl::StrCat("lease_ttl is ", absl::FormatDuration(ttl),
                                                    "; it must be from 0 to ",
-                                                   absl::FormatDuration(core.limits.max_lease)));
+                                                   absl::FormatDuration(longest)));
   }
   absl::StatusOr<MatchResult> match = MatchOwn(core, view, *keys, ttl, patience);
   if (!match.ok()) return match.status();
@@ -163,10 +164,11 @@ absl::Status PinKeys(ServiceCore& core, const TenantView& view, const v1::PinReq
       ParseKeys(request.block_keys(), "block_keys", kMaxKeysPerCall);
   if (!keys.ok()) return keys.status();
   const absl::Duration ttl = FromProto(request.ttl());
-  if (ttl <= absl::ZeroDuration() || ttl > core.limits.max_pin) {
+  const absl::Duration longest = core.live.max_pin.Get();
+  if (ttl <= absl::ZeroDuration() || ttl > longest) {
     return absl::InvalidArgumentError(absl::StrCat("ttl is ", absl::FormatDuration(ttl),
                                                    "; it must be above 0 and at most ",
-                                                   absl::FormatDuration(core.limits.max_pin)));
+                                                   absl::FormatDuration(longest)));
   }
   const absl::StatusOr<Lease> lease = core.tiers.Pin(*keys, ttl, patience);
   if (!lease.ok()) return lease.status();

@@ -158,10 +158,11 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
       core.quotas->TakeInFlight(view.tenant(), DenseBytes(*plan));
   if (!in_flight.ok()) return in_flight.status();
   // Too many seconds for a duration are an infinite one.
-  if (request.header().has_ttl() && plan->ttl > core.limits.max_ttl) {
+  const absl::Duration longest = core.live.max_ttl.Get();
+  if (request.header().has_ttl() && plan->ttl > longest) {
     return absl::InvalidArgumentError(absl::StrCat(
         "header.ttl is ", absl::FormatDuration(plan->ttl), "; it must be above 0 and at most ",
-        absl::FormatDuration(core.limits.max_ttl), " (--max-ttl-seconds)"));
+        absl::FormatDuration(longest), " (--max-ttl-seconds)"));
   }
   plan->tenant_limit_bytes = core.quotas->StoredLimit(view.tenant());
   absl::StatusOr<std::unique_ptr<PutSession>> put =

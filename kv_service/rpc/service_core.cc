@@ -32,6 +32,8 @@ std::array<uint8_t, 32> RandomBytes() {
 ServiceCore::ServiceCore(std::unique_ptr<ComputeBackend> compute_backend,
                          const ServiceLimits& service_limits)
     : limits(service_limits),
+      live{LiveDuration(limits.max_lease), LiveDuration(limits.max_pin),
+           LiveDuration(limits.max_ttl)},
       backend(std::move(compute_backend)),
       metrics(std::make_shared<StoreMetrics>()),
       budget(MemoryBudget::Create("segment memory (--memory)", limits.memory_bytes)),

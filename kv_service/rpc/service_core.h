@@ -24,6 +24,7 @@
 #include "kv_service/core/tiered_store.h"
 #include "kv_service/rpc/tenant_quotas.h"
 #include "proto/support/access_control.h"
+#include "proto/support/live_duration.h"
 
 namespace fourierkv {
 
@@ -41,11 +42,19 @@ struct ServiceLimits {
   int64_t removal_log = int64_t{1} << 16;         // removals that can be explained
 };
 
+// Those limits that may change while the service runs.
+struct LiveLimits {
+  LiveDuration max_lease;
+  LiveDuration max_pin;
+  LiveDuration max_ttl;
+};
+
 // Thread safe. Outlives the RPC classes.
 struct ServiceCore {
   ServiceCore(std::unique_ptr<ComputeBackend> compute_backend, const ServiceLimits& service_limits);
 
-  const ServiceLimits limits;
+  const ServiceLimits limits;  // as at the start
+  LiveLimits live;
   std::unique_ptr<ComputeBackend> backend;
   std::shared_ptr<StoreMetrics> metrics;
   std::shared_ptr<MemoryBudget> budget;

@@ -59,6 +59,8 @@ class TenantQuotas {
   // Limits of a file, which is read again when it changes. Errors name `flag`.
   static absl::StatusOr<std::unique_ptr<TenantQuotas>> Open(const std::string& flag,
                                                             const std::string& path);
+  // Whether the file, if there is one, could be read again now.
+  absl::Status CheckFile() const { return file_ != nullptr ? file_->Check() : absl::OkStatus(); }
   // Fixed limits.
   explicit TenantQuotas(QuotaTable table)
       : fixed_(std::make_shared<const QuotaTable>(std::move(table))) {}

@@ -40,6 +40,9 @@ class AccessControl final : public grpc::AuthMetadataProcessor {
   static absl::StatusOr<std::shared_ptr<AccessControl>> Create(const std::string& keys_file,
                                                                const std::string& audience);
 
+  // Whether the file of keys could be read again now.
+  absl::Status CheckFile() const { return verifier_->Check(); }
+
   bool IsBlocking() const override { return false; }
   grpc::Status Process(const InputMetadata& metadata, grpc::AuthContext* connection,
                        OutputMetadata* consumed, OutputMetadata* response) override;

@@ -2,6 +2,8 @@
 
 #include <grpcpp/server_context.h>
 
+#include <utility>
+
 #include "absl/strings/match.h"
 #include "absl/time/clock.h"
 #include "compute/base/structured_log.h"
@@ -76,23 +78,23 @@ class CallLog final : public grpc::experimental::Interceptor {
 
 class CallLogFactory final : public grpc::experimental::ServerInterceptorFactoryInterface {
  public:
-  explicit CallLogFactory(absl::Duration slow) : slow_(slow) {}
+  explicit CallLogFactory(std::shared_ptr<const LiveDuration> slow) : slow_(std::move(slow)) {}
 
   grpc::experimental::Interceptor* CreateServerInterceptor(
       grpc::experimental::ServerRpcInfo* info) override {
     if (absl::StartsWith(info->method(), "/grpc.")) return nullptr;
-    return new CallLog(info, slow_);
+    return new CallLog(info, slow_->Get());
   }
 
  private:
-  const absl::Duration slow_;
+  const std::shared_ptr<const LiveDuration> slow_;
 };
 
 }  // namespace
 
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> MakeCallLog(
-    absl::Duration slow) {
-  return std::make_unique<CallLogFactory>(slow);
+    std::shared_ptr<const LiveDuration> slow) {
+  return std::make_unique<CallLogFactory>(std::move(slow));
 }
 
 }  // namespace fourierkv

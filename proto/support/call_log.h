@@ -6,7 +6,7 @@
 
 #include <memory>
 
-#include "absl/time/time.h"
+#include "proto/support/live_duration.h"
 
 namespace fourierkv {
 
@@ -15,7 +15,8 @@ namespace fourierkv {
 // debug for the others. Each line has the method, the ids, the status and three phases: until the
 // first message came, until the first was sent, and until the end. Calls get their id back in the
 // initial metadata. Health checks are not logged, and subscriptions are never slow.
+// `slow` may change meanwhile.
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> MakeCallLog(
-    absl::Duration slow);
+    std::shared_ptr<const LiveDuration> slow);
 
 }  // namespace fourierkv

@@ -72,24 +72,34 @@ class ReloadedFile {
     return value_;
   }
 
+  // Whether the file as it is now could be read and means something; changes nothing. Errors as
+  // Open's.
+  absl::Status Check() const {
+    const absl::StatusOr<std::string> text = ReadSmallFile(path_, kMostReloadedBytes);
+    if (!text.ok()) return AtFault(text.status());
+    const absl::StatusOr<T> value = parse_(*text);
+    return value.ok() ? absl::OkStatus() : AtFault(value.status());
+  }
+
  private:
   ReloadedFile(std::string flag, std::string path, Parse parse)
       : flag_(std::move(flag)), path_(std::move(path)), parse_(std::move(parse)) {}
 
+  absl::Status AtFault(const absl::Status& s) const {
+    return absl::Status(s.code(),
+                        absl::StrCat(flag_, ": ", path_, ": ", absl::string_view(s.message())));
+  }
+
   absl::Status Read() {
-    const auto at_fault = [this](const absl::Status& s) {
-      return absl::Status(s.code(),
-                          absl::StrCat(flag_, ": ", path_, ": ", absl::string_view(s.message())));
-    };
     // Taken before the content: a change in between is seen at the next look.
     const absl::StatusOr<FileSignature> signature = SignatureOf(path_);
-    if (!signature.ok()) return at_fault(signature.status());
+    if (!signature.ok()) return AtFault(signature.status());
     absl::StatusOr<std::string> text = ReadSmallFile(path_, kMostReloadedBytes);
-    if (!text.ok()) return at_fault(text.status());
+    if (!text.ok()) return AtFault(text.status());
     absl::StatusOr<T> value = parse_(*text);
     if (!value.ok()) {
       signature_ = *signature;  // not again before it changes
-      return at_fault(value.status());
+      return AtFault(value.status());
     }
     value_ = std::make_shared<const T>(*std::move(value));
     signature_ = *signature;

@@ -38,6 +38,7 @@ struct SignalState {
   std::condition_variable changed;
   bool serving = false;
   bool signalled = false;  // a signal came; RequestDrain is none
+  bool reload = false;
   int stop_signal = 0;
 };
 
@@ -51,6 +52,11 @@ SignalState& Signals() {
 void OnSignal(int number) {
   SignalState& signals = Signals();
   std::lock_guard lock(signals.mutex);
+  if (number == SIGHUP) {
+    signals.reload = true;
+    signals.changed.notify_all();
+    return;
+  }
   if (!signals.serving || signals.signalled) _exit(128 + number);
   signals.signalled = true;
   signals.stop_signal = number;
@@ -74,11 +80,17 @@ void RequestDrain() {
 
 namespace {
 
-int WaitForStopSignal() {
+int WaitForStopSignal(const std::function<void()>& on_reload) {
   SignalState& signals = Signals();
   std::unique_lock lock(signals.mutex);
-  signals.changed.wait(lock, [&] { return signals.stop_signal != 0; });
-  return signals.stop_signal;
+  while (true) {
+    signals.changed.wait(lock, [&] { return signals.stop_signal != 0 || signals.reload; });
+    if (signals.stop_signal != 0) return signals.stop_signal;
+    signals.reload = false;
+    lock.unlock();
+    if (on_reload) on_reload();
+    lock.lock();
+  }
 }
 
 // gRPC would take a unix socket away from the server that uses it.
@@ -173,13 +185,17 @@ class HealthPort {
 
 }  // namespace
 
-void PrepareServerProcess() {
+void PrepareServerProcess(bool reloads) {
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that malloc accepts
   signal(SIGPIPE, SIG_IGN);
   // What gRPC would write to stderr comes back as a status, which says it once and readably.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
-  HandleSignals({SIGINT, SIGTERM}, OnSignal);
+  if (reloads) {
+    HandleSignals({SIGINT, SIGTERM, SIGHUP}, OnSignal);
+  } else {
+    HandleSignals({SIGINT, SIGTERM}, OnSignal);
+  }
 }
 
 absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Service*>& services) {
@@ -197,7 +213,9 @@ absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Ser
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> watchers;
-  watchers.push_back(MakeCallLog(options.slow_request));
+  watchers.push_back(MakeCallLog(options.live_slow_request != nullptr
+                                     ? options.live_slow_request
+                                     : std::make_shared<const LiveDuration>(options.slow_request)));
   if (options.reflection) {
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   } else {
@@ -237,7 +255,7 @@ absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Ser
   std::fflush(stdout);
   Log(LogLevel::kInfo, "server.listening", {{"address", address}});
 
-  const int signal_number = WaitForStopSignal();
+  const int signal_number = WaitForStopSignal(options.on_reload);
   Log(LogLevel::kInfo, "server.draining",
       {{"signal", signal_number}, {"deadline_s", absl::ToDoubleSeconds(options.drain_deadline)}});
   server->GetHealthCheckService()->SetServingStatus(false);

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "proto/support/live_duration.h"
 #include "proto/support/server_security.h"
 
 namespace grpc {
@@ -27,19 +29,26 @@ struct ServerOptions {
   bool reflection = true;
   // Calls that take this long are logged (call_log.h); zero: none.
   absl::Duration slow_request = absl::ZeroDuration();
+  // Instead, if that may change while it serves.
+  std::shared_ptr<const LiveDuration> live_slow_request;
   // How long running calls may take to finish after a stop was asked for.
   absl::Duration drain_deadline = absl::Seconds(10);
   int max_receive_message_bytes = 4 << 20;
   // Called when draining begins and, after the last call, before RunServer returns.
   std::function<void()> on_drain;
+  // Called for each SIGHUP, from RunServer's thread, while it serves; those that come meanwhile are
+  // one. See PrepareServerProcess.
+  std::function<void()> on_reload;
   // Called with the bound address before it is announced.
   std::function<void(const std::string& address)> on_ready;
 };
 
 // First thing in main, before any thread starts: SIGINT and SIGTERM end the process until RunServer
 // serves and drain it from then on, SIGPIPE is ignored, and freed memory is kept for the next
-// message instead of being returned to the kernel (which costs half of the transfer rate).
-void PrepareServerProcess();
+// message instead of being returned to the kernel (which costs half of the transfer rate). With
+// `reloads`, SIGHUP is for ServerOptions::on_reload and never ends the process; one that comes
+// before RunServer serves is answered then.
+void PrepareServerProcess(bool reloads = false);
 
 // Serves until SIGINT or SIGTERM (see PrepareServerProcess), then turns health off, refuses new
 // calls, waits for running ones and cancels what is left at the deadline; a second signal ends the
