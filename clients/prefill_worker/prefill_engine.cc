@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <memory>
-#include <optional>
 #include <span>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "clients/prefill_worker/segment_uploader.h"
@@ -30,7 +32,10 @@ class PrefillRun {
         task_(task),
         segment_tokens_(runtime.segment_tokens()),
         chunk_tokens_(std::max(kPromptChunkTokens, segment_tokens_)),
-        total_(static_cast<int64_t>(task.tokens.size())) {}
+        total_(static_cast<int64_t>(task.tokens.size())),
+        encode_here_(task.encode_here && task.mode == v1::CACHE_MODE_COMPACT &&
+                     task.compressed_form == v1::SEGMENT_FORM_COMPACT &&
+                     std::isinf(task.max_relative_error)) {}
 
   absl::StatusOr<v1::PrefillResult> Run() {
     const absl::Time begun = absl::Now();
@@ -127,13 +132,14 @@ class PrefillRun {
       fetch = *std::move(started);
     }
     SegmentUploader uploader(&runtime_.kv(), task_.deadline);
+    stored_ = base / segment_tokens_;
+    parent_.clear();
+    if (stored_ > 0) parent_ = match.segments(static_cast<int>(stored_) - 1).block_key();
     for (int64_t first = base; first < total_; first += chunk_tokens_) {
-      const int n = static_cast<int>(std::min<int64_t>(chunk_tokens_, total_ - first));
-      if (absl::Status s =
-              ComputeChunk(first, n, first == base ? &match : nullptr, **sequence, uploader);
-          !s.ok()) {
-        return s;
-      }
+      const int64_t n = std::min<int64_t>(chunk_tokens_, total_ - first);
+      absl::Status s = encode_here_ ? ComputeAndEncode(first, n, **sequence, uploader)
+                                    : ComputeAndSend(first, n, **sequence, uploader);
+      if (!s.ok()) return s;
       Progress(first + n);
     }
     if (fetch != nullptr) {
@@ -149,38 +155,97 @@ class PrefillRun {
     return absl::OkStatus();
   }
 
-  // `match` only for the first chunk: the put continues what it matched.
-  absl::Status ComputeChunk(int64_t first, int n, const v1::MatchPrefixResponse* match,
-                            ModelSequence& sequence, SegmentUploader& uploader) {
+  // Of a put of the segments that begin at tokens [first, first + n).
+  absl::Status BeginPut(int64_t first, int64_t n, v1::SegmentForm form, SegmentUploader& uploader) {
     v1::PutHeader header;
     *header.mutable_namespace_() = runtime_.ns(task_.mode);
-    if (match != nullptr && first > 0) {
-      header.set_parent_key(
-          match->segments(static_cast<int>(first / segment_tokens_) - 1).block_key());
-    }
+    header.set_parent_key(parent_);  // of the first put, which continues what has matched
     header.set_first_segment_index(first / segment_tokens_);
-    const std::span<const int32_t> tokens(task_.tokens.data() + first, n);
+    const std::span<const int32_t> tokens = Tokens(first, n);
     header.mutable_token_ids()->Assign(tokens.begin(), tokens.end());
-    header.set_payload_form(v1::SEGMENT_FORM_EXACT);
-    header.set_keep_exact_from(KeepExactFrom());
-    header.set_exact_form(task_.exact_form);
-    header.set_compressed_form(task_.compressed_form);
-    if (!std::isinf(task_.max_relative_error)) {
-      header.set_max_relative_error(task_.max_relative_error);
+    header.set_payload_form(form);
+    if (form == v1::SEGMENT_FORM_EXACT) {
+      header.set_keep_exact_from(KeepExactFrom());
+      header.set_exact_form(task_.exact_form);
+      header.set_compressed_form(task_.compressed_form);
+      if (!std::isinf(task_.max_relative_error)) {
+        header.set_max_relative_error(task_.max_relative_error);
+      }
     }
-    if (absl::Status s = uploader.BeginPut(std::move(header)); !s.ok()) return s;
+    return uploader.BeginPut(std::move(header));
+  }
 
+  std::span<const int32_t> Tokens(int64_t first, int64_t n) const {
+    return std::span(task_.tokens).subspan(first, n);
+  }
+
+  PromptOptions Options() const {
     PromptOptions options;
     options.wanted = [this] {
       return task_.cancelled && task_.cancelled() ? absl::CancelledError("the caller is gone")
                                                   : absl::OkStatus();
     };
-    options.on_part = [&](ComputedPart part) {
+    return options;
+  }
+
+  std::function<absl::Status(ComputedPart)> Sender(SegmentUploader& uploader) const {
+    return [this, &uploader](ComputedPart part) {
       return uploader.SendPart(part.first / segment_tokens_, part.layer, part.part,
                                std::move(part.values));
     };
-    if (absl::Status s = sequence.Prefill(tokens, nullptr, options); !s.ok()) return s;
+  }
+
+  // Each layer is sent while the next is computed.
+  absl::Status ComputeAndSend(int64_t first, int64_t n, ModelSequence& sequence,
+                              SegmentUploader& uploader) {
+    absl::Status s = BeginPut(first, n, v1::SEGMENT_FORM_EXACT, uploader);
+    if (!s.ok()) return s;
+    PromptOptions options = Options();
+    options.on_part = Sender(uploader);
+    if (s = sequence.Prefill(Tokens(first, n), nullptr, options); !s.ok()) return s;
     return uploader.CommitPut();
+  }
+
+  // The first segment is sent exactly, what the sequence encodes compact, and at the end what is
+  // left exactly.
+  absl::Status ComputeAndEncode(int64_t first, int64_t n, ModelSequence& sequence,
+                                SegmentUploader& uploader) {
+    absl::Status s = sequence.Prefill(Tokens(first, n), nullptr, Options());
+    if (s.ok() && stored_ == 0) {
+      s = SendExact(std::min<int64_t>(segment_tokens_, total_), sequence, uploader);
+    }
+    if (s.ok()) s = SendSealed(sequence, uploader);
+    while (s.ok() && first + n == total_ && stored_ * segment_tokens_ < total_) {
+      s = SendExact(std::min(total_, stored_ * segment_tokens_ + chunk_tokens_), sequence,
+                    uploader);
+    }
+    return s;
+  }
+
+  // From what is stored to token `end`, which ends a segment or the prompt.
+  absl::Status SendExact(int64_t end, ModelSequence& sequence, SegmentUploader& uploader) {
+    const int64_t first = stored_ * segment_tokens_;
+    absl::Status s = BeginPut(first, end - first, v1::SEGMENT_FORM_EXACT, uploader);
+    if (s.ok()) s = sequence.ReadExact(first, end - first, Sender(uploader));
+    if (s.ok()) s = uploader.CommitPut();
+    stored_ = (end + segment_tokens_ - 1) / segment_tokens_;
+    return s;
+  }
+
+  absl::Status SendSealed(ModelSequence& sequence, SegmentUploader& uploader) {
+    absl::StatusOr<std::vector<SealedSegment>> sealed = sequence.TakeSealed();
+    if (!sealed.ok()) return sealed.status();
+    // What was fetched exactly and has become compact here is stored already.
+    std::erase_if(*sealed, [this](const SealedSegment& s) { return s.index < stored_; });
+    if (sealed->empty()) return absl::OkStatus();
+    const auto n = static_cast<int64_t>(sealed->size());
+    absl::Status s = BeginPut(stored_ * segment_tokens_, n * segment_tokens_,
+                              v1::SEGMENT_FORM_COMPACT, uploader);
+    for (SealedSegment& segment : *sealed) {
+      if (s.ok()) s = uploader.SendSealed(std::move(segment), runtime_.layout());
+    }
+    stored_ += n;
+    return s.ok() ? uploader.CommitPut() : s;
   }
 
   void Progress(int64_t done) const {
@@ -192,6 +257,11 @@ class PrefillRun {
   const int segment_tokens_;
   const int chunk_tokens_;
   const int64_t total_;
+  const bool encode_here_;
+  // Of the computation under way: segments that are stored or on their way, and the key of the last
+  // of those that were stored when it began.
+  int64_t stored_ = 0;
+  std::string parent_;
   v1::PrefillResult result_;
 };
 

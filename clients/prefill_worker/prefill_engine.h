@@ -24,6 +24,10 @@ struct PrefillTask {
   // Or ARCHIVED: how compressed data is stored. That needs a profile with an archive section.
   v1::SegmentForm compressed_form = v1::SEGMENT_FORM_COMPACT;
   int64_t max_new_tokens = 0;  // room in a whole sequence
+  // Send what is only kept compact as this worker has encoded it, instead of exactly for the
+  // service to encode: the same is stored, a window later. Not with a bound on errors, nor for
+  // archives.
+  bool encode_here = false;
   absl::Time deadline;
   std::function<void(int64_t done, int64_t total)> on_progress;
   std::function<bool()> cancelled;

@@ -56,6 +56,7 @@ absl::Status PrefillServiceImpl::Run(grpc::ServerContext& context,
   if (!tokens.ok()) return tokens.status();
   task.tokens = *std::move(tokens);
   task.max_new_tokens = request.max_new_tokens();
+  task.encode_here = runtime_->engine().encodes_cheaply();
   absl::StatusOr<v1::CacheMode> mode = ParseCacheMode(request.cache_mode());
   if (!mode.ok()) return mode.status();
   task.mode = *mode;

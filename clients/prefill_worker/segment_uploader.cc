@@ -61,6 +61,16 @@ absl::Status SegmentUploader::SendPart(int64_t segment, int layer, Part part,
   return Push(std::move(item));
 }
 
+absl::Status SegmentUploader::SendSealed(SealedSegment sealed,
+                                         std::shared_ptr<const ProfileLayout> layout) {
+  Item item;
+  item.kind = Item::kSealed;
+  item.segment = sealed.index;
+  item.sealed = std::move(sealed);
+  item.layout = std::move(layout);
+  return Push(std::move(item));
+}
+
 absl::Status SegmentUploader::CommitPut() {
   Item item;
   item.kind = Item::kCommit;
@@ -79,7 +89,7 @@ absl::StatusOr<UploadTotals> SegmentUploader::Finish() {
 }
 
 absl::Status SegmentUploader::Push(Item item) {
-  const int64_t bytes = static_cast<int64_t>(item.dense.size() * sizeof(uint16_t));
+  const int64_t bytes = item.bytes();
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] {
     return !status_.ok() || queue_.empty() || queued_bytes_ + bytes <= kMaxQueuedBytes;
@@ -100,7 +110,7 @@ void SegmentUploader::Run() {
       if (!status_.ok() || queue_.empty()) break;
       item = std::move(queue_.front());
       queue_.pop_front();
-      queued_bytes_ -= static_cast<int64_t>(item.dense.size() * sizeof(uint16_t));
+      queued_bytes_ -= item.bytes();
       changed_.notify_all();
     }
     if (absl::Status s = Process(item); !s.ok()) {
@@ -113,6 +123,22 @@ void SegmentUploader::Run() {
   put_.reset();  // aborts a put that was not committed
 }
 
+int64_t SegmentUploader::Item::bytes() const {
+  size_t bytes = dense.size() * sizeof(uint16_t);
+  for (const SealedPart& part : sealed.parts) bytes += part.blob->size();
+  return static_cast<int64_t>(bytes);
+}
+
+absl::Status SegmentUploader::SendBlobs(Item& item) {
+  WriteHeaders(item.sealed, *item.layout, put_->keys()[item.segment - first_segment_]);
+  for (size_t i = 0; i < item.sealed.parts.size(); ++i) {
+    absl::Status s = put_->Send(item.segment, static_cast<int>(i / 2), kParts[i % 2],
+                                std::span<const std::byte>(*item.sealed.parts[i].blob));
+    if (!s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SegmentUploader::Process(Item& item) {
   switch (item.kind) {
     case Item::kBegin: {
@@ -120,12 +146,15 @@ absl::Status SegmentUploader::Process(Item& item) {
       absl::StatusOr<std::unique_ptr<PutStream>> put = client_->Put(item.header, deadline_);
       if (!put.ok()) return put.status();
       put_ = *std::move(put);
+      first_segment_ = static_cast<int64_t>(item.header.first_segment_index());
       last_key_ = put_->keys().back().ToString();
       return absl::OkStatus();
     }
     case Item::kPart:
       if (!put_->needs(item.segment)) return absl::OkStatus();
       return put_->Send(item.segment, item.layer, item.part, std::as_bytes(std::span(item.dense)));
+    case Item::kSealed:
+      return put_->needs(item.segment) ? SendBlobs(item) : absl::OkStatus();
     case Item::kCommit: {
       absl::StatusOr<v1::PutCommitted> committed = put_->Commit();
       if (!committed.ok()) return committed.status();

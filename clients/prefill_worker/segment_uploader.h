@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -13,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "clients/cpp/kv_client.h"
+#include "compute/cache/sealed_segment.h"
 #include "fourierkv/v1/kv_cache_service.pb.h"
 #include "fourierkv/v1/prefill_service.pb.h"
 
@@ -52,6 +54,8 @@ class SegmentUploader {
   // K or V of one layer of one segment: [kv_heads][tokens][head_dim]. Dropped if the service holds
   // it.
   absl::Status SendPart(int64_t segment, int layer, Part part, std::vector<uint16_t> dense);
+  // A segment of a put of compact ones, encoded with `layout`. Dropped likewise.
+  absl::Status SendSealed(SealedSegment sealed, std::shared_ptr<const ProfileLayout> layout);
   absl::Status CommitPut();
 
   // Waits for everything sent so far. The first error of any put, if there was one.
@@ -59,7 +63,7 @@ class SegmentUploader {
 
  private:
   struct Item {
-    enum Kind { kBegin, kPart, kCommit };
+    enum Kind { kBegin, kPart, kSealed, kCommit };
 
     Kind kind = kBegin;
     v1::PutHeader header;
@@ -67,11 +71,16 @@ class SegmentUploader {
     int layer = 0;
     Part part = Part::kK;
     std::vector<uint16_t> dense;
+    SealedSegment sealed;
+    std::shared_ptr<const ProfileLayout> layout;
+
+    int64_t bytes() const;
   };
 
   absl::Status Push(Item item);
   void Run();
   absl::Status Process(Item& item);
+  absl::Status SendBlobs(Item& item);
 
   KvClient* client_;
   const absl::Time deadline_;
@@ -85,6 +94,7 @@ class SegmentUploader {
 
   // Of the uploading thread; read by others after it has ended.
   std::unique_ptr<PutStream> put_;
+  int64_t first_segment_ = 0;  // of the put
   std::string last_key_;
   UploadTotals totals_;
   std::thread thread_;

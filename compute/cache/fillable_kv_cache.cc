@@ -163,6 +163,23 @@ absl::Status FillableKvCache::InstallExact(int layer, int64_t first_token, int64
   return absl::OkStatus();
 }
 
+absl::Status FillableKvCache::ReadExact(int layer, int64_t first_token, int64_t tokens, Part part,
+                                        uint16_t* out) const {
+  if (absl::Status s = CheckLayer(layer); !s.ok()) return s;
+  const int64_t first = places_.IndexOfRun(first_token, tokens, length_);
+  if (first < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("layer ", layer, ": ", tokens,
+                                                   " tokens from position ", first_token,
+                                                   " are not held exactly"));
+  }
+  const ExactBlock block = exact_block(layer);
+  const uint16_t* const from = (part == Part::kK ? block.k : block.v) + first * geometry_.head_dim;
+  for (int head = 0; head < geometry_.kv_heads; ++head) {
+    out = std::copy_n(from + head * block.head_stride, tokens * geometry_.head_dim, out);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status FillableKvCache::InstallCompact(int layer, int64_t segment, SharedBytes /*k_blob*/,
                                              SharedBytes /*v_blob*/) {
   return absl::InvalidArgumentError(absl::StrCat("layer ", layer, ": segment ", segment,

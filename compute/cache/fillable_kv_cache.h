@@ -47,6 +47,11 @@ class FillableKvCache : public KvCache, public FillTarget {
   // The exact tokens of `layer` in order of position, those of an unfinished chunk included.
   ExactBlock exact_block(int layer) const { return layers_[layer].block(); }
 
+  // K or V of positions [first_token, first_token + tokens) of `layer`, as InstallExact takes them.
+  // InvalidArgument unless they are held exactly.
+  absl::Status ReadExact(int layer, int64_t first_token, int64_t tokens, Part part,
+                         uint16_t* out) const;
+
   absl::Status BeginFill(const FillPlan& plan, absl::Time deadline) override;
   absl::Status InstallExact(int layer, int64_t first_token, int64_t tokens, const uint16_t* k,
                             const uint16_t* v) override;

@@ -52,6 +52,8 @@ class HostSequence : public ModelSequence {
   }
 
  protected:
+  int64_t segment_tokens() const { return segment_tokens_; }
+
   HostSequence(std::shared_ptr<const LlamaModel> model, std::shared_ptr<ThreadPool> pool,
                int segment_tokens, KvCache* cache)
       : runner_(std::move(model), std::move(pool)), segment_tokens_(segment_tokens), kv_(*cache) {}
@@ -85,6 +87,25 @@ class SegmentedSequence final : public HostSequence {
 
   CacheStats stats() const override { return cache_->stats(); }
   FillTarget* fill_target() override { return cache_.get(); }
+  absl::Status ReadExact(
+      int64_t first, int64_t tokens,
+      const std::function<absl::Status(ComputedPart part)>& on_part) const override {
+    const KvGeometry& g = cache_->geometry();
+    for (int layer = 0; layer < g.layers; ++layer) {
+      for (int64_t at = 0; at < tokens; at += segment_tokens()) {
+        for (const Part part : kParts) {
+          ComputedPart exact = {
+              layer, first + at, std::min(segment_tokens(), tokens - at), part, {}};
+          exact.values.resize(g.kv_heads * exact.tokens * g.head_dim);
+          absl::Status s =
+              cache_->ReadExact(layer, exact.first, exact.tokens, part, exact.values.data());
+          if (s.ok()) s = on_part(std::move(exact));
+          if (!s.ok()) return s;
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
   absl::StatusOr<std::vector<SealedSegment>> TakeSealed() override {
     auto* const compact = dynamic_cast<CompactKvCache*>(cache_.get());
     return compact == nullptr ? std::vector<SealedSegment>() : compact->TakeSealed();
@@ -103,6 +124,10 @@ class WholeSequence final : public HostSequence {
 
   CacheStats stats() const override { return cache_->stats(); }
   FillTarget* fill_target() override { return nullptr; }
+  absl::Status ReadExact(int64_t, int64_t,
+                         const std::function<absl::Status(ComputedPart)>&) const override {
+    return absl::InvalidArgumentError("the sequence is compressed as a whole");
+  }
   absl::StatusOr<std::vector<SealedSegment>> TakeSealed() override {
     return std::vector<SealedSegment>();
   }

@@ -20,6 +20,8 @@ class HostEngine final : public ModelEngine {
   explicit HostEngine(const EngineOptions& options) : options_(options) {}
 
   const char* name() const override { return "host"; }
+  // The service's backend is as fast, and need not be asked by this host.
+  bool encodes_cheaply() const override { return false; }
   const char* weight_dtype() const override { return "fp32"; }  // whatever the files hold
   absl::StatusOr<std::unique_ptr<ModelSequence>> NewSequence(
       const SequenceOptions& options) override;

@@ -82,6 +82,14 @@ class ModelSequence {
   // Computes one token and chooses the next. Errors are those of Prefill and of Sampler::Next.
   virtual absl::StatusOr<SampledToken> Step(int32_t token, Sampler& sampler) = 0;
 
+  // K and V of positions [first, first + tokens), in order of layers, a segment or the first tokens
+  // of one at a time; `first` is where a segment begins. InvalidArgument for tokens that are not
+  // held exactly, of which a sequence that is compressed as a whole hands out none; otherwise what
+  // the callback returned.
+  virtual absl::Status ReadExact(
+      int64_t first, int64_t tokens,
+      const std::function<absl::Status(ComputedPart part)>& on_part) const = 0;
+
   // The segments encoded since the last call, oldest first, as far as they can be stored.
   virtual absl::StatusOr<std::vector<SealedSegment>> TakeSealed() = 0;
 };
@@ -92,6 +100,9 @@ class ModelEngine {
   virtual ~ModelEngine() = default;
 
   virtual const char* name() const = 0;
+
+  // Whether encoding costs less than bringing what was computed to where it would be encoded.
+  virtual bool encodes_cheaply() const = 0;
 
   // What the values of the weights are, as they are computed with.
   virtual const char* weight_dtype() const = 0;

@@ -58,6 +58,7 @@ class CudaWorkerTest : public testing::Test {
     task.mode = mode;
     task.recent_window = kWindow;
     task.deadline = Soon();
+    task.encode_here = runtime.engine().encodes_cheaply();
     const auto result = RunPrefill(runtime, task);
     EXPECT_TRUE(result.ok()) << result.status();
     return result.value_or(v1::PrefillResult());
@@ -103,6 +104,13 @@ TEST_F(CudaWorkerTest, WhatOneHasPrefilledTheOtherContinues) {
                                       << prefill->engine().name() << ", " << length << " tokens");
       const v1::PrefillResult stored = MustPrefill(*prefill, text.tokens, mode);
       EXPECT_EQ(stored.computed_tokens(), length);
+      const auto dense =
+          static_cast<uint64_t>(cuda_->layout()->profile().geometry.DenseBytes(length));
+      if (mode == kCompactMode && prefill == cuda_.get()) {
+        EXPECT_LT(stored.payload_bytes_sent(), dense / 2) << "encoded where it was computed";
+      } else {
+        EXPECT_GE(stored.payload_bytes_sent(), dense);
+      }
       for (const WorkerRuntime* const decode : {cuda_.get(), host_.get()}) {
         SCOPED_TRACE(decode->engine().name());
         const Generated answer = MustGenerate(*decode, text.tokens, mode);

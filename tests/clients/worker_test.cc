@@ -408,6 +408,63 @@ TEST_F(WorkerTest, CallersThatGoAwayEndTheWork) {
   EXPECT_EQ(service_.Stats().leases(), 0);
 }
 
+class EncodingWorkerTest : public WorkerTest, public testing::WithParamInterface<int64_t> {};
+
+TEST_P(EncodingWorkerTest, WhatItEncodesIsStoredAsIfTheServiceHadEncodedIt) {
+  const int64_t tokens = GetParam();
+  const auto theirs = MustPrefill(RandomPrompt(1000, tokens), kCompactMode);
+  const auto prompt = ClearPrompt(*runtime_, kCompactMode, tokens, 10, kWindow);
+  PrefillTask task = MakePrefill(prompt, kCompactMode);
+  task.encode_here = true;
+  int64_t progress = 0;
+  task.on_progress = [&](int64_t done, int64_t) { progress = done; };
+  const auto ours = RunPrefill(*runtime_, task);
+  ASSERT_TRUE(ours.ok()) << ours.status();
+  EXPECT_EQ(progress, tokens);
+  EXPECT_EQ(ours->computed_tokens(), tokens);
+  EXPECT_EQ(ours->stored_segments(), theirs.stored_segments());
+  EXPECT_EQ(ours->exact_bytes(), theirs.exact_bytes());
+  EXPECT_EQ(ours->compact_bytes(), theirs.compact_bytes());
+  if (tokens == kPrompt) {
+    EXPECT_LT(ours->payload_bytes_sent(), theirs.payload_bytes_sent());
+    EXPECT_GT(ours->max_relative_error(), 0);
+  }
+  const auto generated = MustGenerate(prompt, kCompactMode, 10, tokens);
+  EXPECT_EQ(generated.result.reused_tokens(), tokens - 1);
+  ExpectSame(generated, GenerateLocally(*runtime_, kCompactMode, prompt, 10, kWindow));
+}
+
+INSTANTIATE_TEST_SUITE_P(Lengths, EncodingWorkerTest,
+                         testing::Values<int64_t>(60, 128, 129, 300, kPrompt));
+
+TEST_F(WorkerTest, APrefixThatAWorkerHasEncodedIsContinued) {
+  const auto prompt = ClearPrompt(*runtime_, kCompactMode, kPrompt, 10, kWindow);
+  PrefillTask task = MakePrefill(prompt, kCompactMode);
+  task.encode_here = true;
+  task.tokens.resize(700);
+  ASSERT_TRUE(RunPrefill(*runtime_, task).ok());
+  task.tokens = prompt;
+  const auto result = RunPrefill(*runtime_, task);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->reused_tokens(), 5 * 128);
+  EXPECT_EQ(MatchedTokens(prompt, kCompactMode), kPrompt);
+  const auto generated = MustGenerate(prompt, kCompactMode, 10, kPrompt);
+  EXPECT_EQ(generated.result.reused_tokens(), kPrompt - 1);
+  // A worker that lets the service encode finds nothing missing.
+  EXPECT_EQ(MustPrefill(prompt, kCompactMode).reused_tokens(), kPrompt);
+}
+
+TEST_F(WorkerTest, ABoundOnErrorsLeavesTheEncodingToTheService) {
+  const auto prompt = RandomPrompt(5, 700);
+  PrefillTask task = MakePrefill(prompt, kCompactMode);
+  task.encode_here = true;
+  task.max_relative_error = 1e-6f;
+  const auto result = RunPrefill(*runtime_, task);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_GT(result->bounded_segments(), 0);
+  EXPECT_GE(result->payload_bytes_sent(), TinyModel::geometry().DenseBytes(700));
+}
+
 TEST_F(WorkerTest, WorkersWithAnotherSaltShareNothing) {
   const auto prompt = RandomPrompt(1, 400);
   MustPrefill(prompt, kCompactMode);

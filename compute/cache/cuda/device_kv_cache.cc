@@ -18,7 +18,7 @@ absl::StatusOr<std::unique_ptr<DeviceKvCache>> DeviceKvCache::Create(
 }
 
 DeviceKvCache::DeviceKvCache(std::shared_ptr<DeviceKvPool> pool, const DeviceCacheOptions& options)
-    : pool_(std::move(pool)), options_(options) {
+    : pool_(std::move(pool)), options_(options), places_(pool_->segment_tokens()) {
   Changed();
 }
 
@@ -34,10 +34,10 @@ void DeviceKvCache::Changed() {
 
 CacheStats DeviceKvCache::stats() const {
   const KvGeometry& g = pool_->geometry();
-  const auto compact = static_cast<int64_t>(slots_.size());
+  const int64_t compact = places_.compact_segments();
   return {.exact_tokens = exact_tokens(),
           .compact_segments = compact,
-          .exact_inside = exact_inside_,
+          .exact_inside = static_cast<int64_t>(places_.exact_inside().size()),
           .exact_bytes = g.DenseBytes(exact_tokens()),
           .compact_bytes = compact * pool_->profile().layout().SegmentPayloadBytes(),
           .dense_bytes = g.DenseBytes(length_)};
@@ -82,7 +82,7 @@ int64_t DeviceKvCache::SegmentsDue(int64_t more) const {
   if (!options_.compact) return 0;
   const int64_t wanted = CompactKvCache::CompactSegments(length_ + more, pool_->segment_tokens(),
                                                          options_.recent_window);
-  return std::max<int64_t>(0, wanted - static_cast<int64_t>(slots_.size()) - exact_inside_);
+  return std::max<int64_t>(0, wanted - places_.settled());
 }
 
 absl::Status DeviceKvCache::CheckFill(const FillPlan& plan) const {
@@ -109,21 +109,19 @@ absl::Status DeviceKvCache::BeginFill(const FillPlan& plan) {
   for (int64_t i = 0; i < more_blocks; ++i) blocks_.push_back(*pool_->TakeBlock());
   for (int64_t i = 0; i < slots; ++i) slots_.push_back(*pool_->TakeSlot());
   length_ = plan.length;
-  exact_inside_ = static_cast<int64_t>(plan.exact_inside.size());
+  places_ = ExactPlaces(pool_->segment_tokens(), plan);
   Changed();
   return absl::OkStatus();
 }
 
 void DeviceKvCache::SettleCompact(int32_t slot, std::vector<float> relative_errors) {
-  sealed_.push_back(
-      {static_cast<int64_t>(slots_.size()) + exact_inside_ + 1, slot, std::move(relative_errors)});
-  const auto oldest = blocks_.begin() + unsettled_index();
+  sealed_.push_back({places_.settled() + 1, slot, std::move(relative_errors)});
+  const auto oldest = blocks_.begin() + oldest_unsettled();
   pool_->GiveBackBlock(*oldest);
   blocks_.erase(oldest);
   slots_.push_back(slot);
+  places_.Settle(/*compact=*/true);
   Changed();
 }
-
-void DeviceKvCache::SettleExact() { ++exact_inside_; }
 
 }  // namespace fourierkv

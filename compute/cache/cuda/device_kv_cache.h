@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "compute/cache/cuda/device_kv_pool.h"
+#include "compute/cache/exact_places.h"
 #include "compute/cache/fill_target.h"
 #include "compute/cache/kv_budget.h"
 #include "compute/cache/kv_cache.h"
@@ -53,9 +54,9 @@ class DeviceKvCache {
   // Tokens whose KV is complete in every layer, i.e. the position of the next token.
   int64_t length() const { return length_; }
   int64_t exact_tokens() const { return length_ - compact_tokens(); }
-  int64_t compact_tokens() const {
-    return static_cast<int64_t>(slots_.size()) * pool_->segment_tokens();
-  }
+  int64_t compact_tokens() const { return places_.compact_tokens(); }
+  // Where the exact tokens stand: the one with index i in blocks()[i / S].
+  const ExactPlaces& places() const { return places_; }
   CacheStats stats() const;
   // Of the places that the sequence has taken from the pool.
   int64_t bytes() const;
@@ -88,26 +89,27 @@ class DeviceKvCache {
   // How many segments are due to be encoded after `more` further tokens.
   int64_t SegmentsDue(int64_t more = 0) const;
   // The block of the i-th of them.
-  int32_t due_block(int64_t i) const { return blocks_[unsettled_index() + i]; }
+  int32_t due_block(int64_t i) const { return blocks_[oldest_unsettled() + i]; }
   // The oldest of them is now compact in `slot`, which the cache owns from then on; or it stays
   // exact for good. `relative_errors`: as DeviceSealed has them.
   void SettleCompact(int32_t slot, std::vector<float> relative_errors);
-  void SettleExact();
+  void SettleExact() { places_.Settle(/*compact=*/false); }
   // What was made compact since the last call, oldest first.
   std::vector<DeviceSealed> TakeSealed() { return std::exchange(sealed_, {}); }
 
  private:
   DeviceKvCache(std::shared_ptr<DeviceKvPool> pool, const DeviceCacheOptions& options);
 
-  int64_t unsettled_index() const { return 1 + exact_inside_; }
+  // In blocks_.
+  int64_t oldest_unsettled() const { return places_.unsettled_index() / pool_->segment_tokens(); }
   void Changed();
 
   const std::shared_ptr<DeviceKvPool> pool_;
   const DeviceCacheOptions options_;
   int64_t length_ = 0;
+  ExactPlaces places_;
   std::vector<int32_t> blocks_;  // the first, those that stay exact, those not settled
   std::vector<int32_t> slots_;
-  int64_t exact_inside_ = 0;  // segments behind the first that stay exact
   std::vector<DeviceSealed> sealed_;
   uint64_t version_ = 0;
 };

@@ -77,6 +77,7 @@ class CudaEngine final : public ModelEngine {
   }
 
   const char* name() const override { return "cuda"; }
+  bool encodes_cheaply() const override { return true; }
   // Weights that are bf16 in their files are the same numbers on the host.
   const char* weight_dtype() const override { return rounded_ ? "bf16" : "fp32"; }
 

@@ -111,7 +111,7 @@ absl::Status CudaSequence::Prefill(std::span<const int32_t> tokens, std::vector<
       if (!s.ok()) return s;
     }
     if (options.on_part) {  // others may compute meanwhile
-      absl::Status s = HandOut(first, static_cast<int64_t>(part.size()), options);
+      absl::Status s = ReadExact(first, static_cast<int64_t>(part.size()), options.on_part);
       if (!s.ok()) return s;
     }
     if (absl::Status s = Seal(); !s.ok()) return s;
@@ -127,21 +127,18 @@ absl::Status CudaSequence::Seal() {
   return engine_->runner->Seal({&cache, 1});
 }
 
-absl::Status CudaSequence::HandOut(int64_t first, int64_t tokens,
-                                   const PromptOptions& options) const {
-  if (first % segment_tokens() != 0) {
-    return absl::FailedPreconditionError(absl::StrCat("on_part: computed tokens begin at position ",
-                                                      first, ", which is inside a segment"));
-  }
+absl::Status CudaSequence::ReadExact(
+    int64_t first, int64_t tokens,
+    const std::function<absl::Status(ComputedPart part)>& on_part) const {
   absl::StatusOr<Download> download = engine_->downloads.Borrow();
   if (!download.ok()) return download.status();
   for (int layer = 0; layer < engine_->pool->geometry().layers; ++layer) {
     for (int64_t at = 0; at < tokens; at += segment_tokens()) {
       for (const Part part : kParts) {
-        absl::StatusOr<ComputedPart> computed =
+        absl::StatusOr<ComputedPart> exact =
             Fetch(**download, layer, first + at, std::min(segment_tokens(), tokens - at), part);
-        if (!computed.ok()) return computed.status();
-        if (absl::Status s = options.on_part(*std::move(computed)); !s.ok()) return s;
+        if (!exact.ok()) return exact.status();
+        if (absl::Status s = on_part(*std::move(exact)); !s.ok()) return s;
       }
     }
   }
@@ -152,7 +149,13 @@ absl::StatusOr<ComputedPart> CudaSequence::Fetch(cuda::StagedDownload& download,
                                                  int64_t first, int64_t tokens, Part part) const {
   const KvGeometry& g = engine_->pool->geometry();
   const int64_t segment = segment_tokens();
-  const int32_t block = cache_->blocks()[(first - cache_->compact_tokens()) / segment];
+  const int64_t index = cache_->places().IndexOfRun(first, tokens, cache_->length());
+  if (index < 0 || index % segment != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("layer ", layer, ": ", tokens, " tokens from position ", first,
+                     " are not held exactly, or are not the first of a segment"));
+  }
+  const int32_t block = cache_->blocks()[index / segment];
   ComputedPart computed = {layer, first, tokens, part, {}};
   std::vector<uint16_t>& values = computed.values;
   values.resize(g.kv_heads * segment * g.head_dim);

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -60,6 +61,9 @@ class CudaSequence final : public ModelSequence {
   absl::Status Prefill(std::span<const int32_t> tokens, std::vector<float>* logits,
                        const PromptOptions& options) override;
   absl::StatusOr<SampledToken> Step(int32_t token, Sampler& sampler) override;
+  absl::Status ReadExact(
+      int64_t first, int64_t tokens,
+      const std::function<absl::Status(ComputedPart part)>& on_part) const override;
   // Brought to the host here; until then they are on the device only.
   absl::StatusOr<std::vector<SealedSegment>> TakeSealed() override;
 
@@ -72,8 +76,6 @@ class CudaSequence final : public ModelSequence {
   absl::Status BeginFill(const FillPlan& plan);
   // Encodes what is due.
   absl::Status Seal();
-  // Tokens [first, first + tokens) of the cache, the last ones, all exact.
-  absl::Status HandOut(int64_t first, int64_t tokens, const PromptOptions& options) const;
   absl::StatusOr<ComputedPart> Fetch(cuda::StagedDownload& download, int layer, int64_t first,
                                      int64_t tokens, Part part) const;
   absl::StatusOr<SealedSegment> Fetch(cuda::StagedDownload& download,

@@ -258,6 +258,32 @@ TEST_F(EngineTest, HandsOutWhatItComputes) {
   }
 }
 
+TEST_F(EngineTest, ExactTokensCanBeReadAsTheyWereHandedOut) {
+  NeedleText text(1500, 1, random_());
+  text.tokens.resize(1500);
+  Parts parts, read;
+  const auto sequence = New(Compact());
+  First(*sequence, text.tokens, Collect(&parts));
+  ASSERT_EQ(sequence->stats().compact_segments, 3);
+  const auto collect = Collect(&read).on_part;
+  ASSERT_TRUE(sequence->ReadExact(0, kSegment, collect).ok());
+  ASSERT_TRUE(sequence->ReadExact(4 * kSegment, 1500 - 4 * kSegment, collect).ok());
+  ASSERT_EQ(read.size(), 2 * 3 * geometry().layers);
+  for (const auto& [key, part] : read) {
+    const ComputedPart& expected = parts.at(key);
+    EXPECT_EQ(part.first, expected.first);
+    EXPECT_EQ(part.tokens, expected.tokens);
+    EXPECT_EQ(part.values, expected.values);
+  }
+  ExpectRefused(sequence->ReadExact(kSegment, kSegment, collect), StatusCode::kInvalidArgument,
+                "position 256");
+  ExpectRefused(sequence->ReadExact(5 * kSegment, kSegment, collect), StatusCode::kInvalidArgument,
+                "position 1280");
+  ExpectRefused(sequence->ReadExact(0, kSegment,
+                                    [](const ComputedPart&) { return absl::AbortedError("no"); }),
+                StatusCode::kAborted, "no");
+}
+
 TEST_F(EngineTest, AFilledSequenceContinuesAsTheOneThatWasComputed) {
   for (const SequenceOptions& options : {Exact(), Compact()}) {
     SCOPED_TRACE(options.compact ? "compact" : "exact");
