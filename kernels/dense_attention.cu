@@ -1,4 +1,5 @@
 #include "kernels/dense_attention.h"
+#include "kernels/dependent_launch.cuh"
 #include "kernels/mma.cuh"
 
 namespace fourierkv::kernels {
@@ -128,6 +129,7 @@ __global__ __launch_bounds__(kThreads, 3) void DenseAttentionKernel(DenseAttenti
                                                                     float* outputs) {
   __shared__ float shared_out[kWarps][kHeads][kDim];
   __shared__ Partial shared[kWarps][kHeads];
+  LetDependentsStart();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int sequence = blockIdx.z, kv_head = blockIdx.y, splits = gridDim.x;
   const int group = params.query_heads / params.kv_heads;
@@ -146,6 +148,13 @@ __global__ __launch_bounds__(kThreads, 3) void DenseAttentionKernel(DenseAttenti
   const int64_t pages = params.page_offsets[sequence + 1] - begin;
   const int first = begin + static_cast<int>(pages * blockIdx.x / splits);
   const int last = begin + static_cast<int>(pages * (blockIdx.x + 1) / splits);
+  if (first == last && splits > 1) {  // the output of no tokens is not read
+    if (threadIdx.x < group) {
+      partials[int64_t{first_head + static_cast<int>(threadIdx.x)} * splits + blockIdx.x] = {
+          -INFINITY, 0};
+    }
+    return;
+  }
   const float scale = params.scale * 1.44269504f;  // exp(x) = exp2(x / log 2)
 
   Cursor at(params.pages, first + warp, last);
@@ -225,13 +234,16 @@ __global__ __launch_bounds__(kThreads, 3) void DenseAttentionKernel(DenseAttenti
 // One block to a query head of a sequence, one thread to a channel.
 __global__ void MergeSplitsKernel(const Partial* partials, const float* outputs, int splits,
                                   uint16_t* out) {
+  LetDependentsStart();
+  WaitForPrerequisites();
   const int64_t index = blockIdx.x;
   const int dim = blockDim.x;
   float max = -INFINITY, sum = 0, value = 0;
   for (int s = 0; s < splits; ++s) max = fmaxf(max, partials[index * splits + s].max);
   for (int s = 0; s < splits; ++s) {
     const Partial part = partials[index * splits + s];
-    const float weight = part.sum > 0 ? exp2f(part.max - max) : 0.0f;
+    if (part.sum == 0) continue;
+    const float weight = exp2f(part.max - max);
     sum += weight * part.sum;
     value += weight * outputs[(index * splits + s) * dim + threadIdx.x];
   }
@@ -261,7 +273,7 @@ int Splits(int64_t pairs, int head_dim) {
     const auto whole = static_cast<double>(static_cast<int64_t>(waves + 0.9999));
     const double use = waves < 2 && splits < kMaxSplits ? 0 : waves / whole;
     if (use > best_use + 0.01) best = splits, best_use = use;
-    if (use > 0.97) break;
+    if (use > 0.96) break;
   }
   return best;
 }
@@ -313,8 +325,10 @@ cudaError_t LaunchDenseAttention(const DenseAttentionParams& params, cudaStream_
     DenseAttentionKernel<128><<<grid, kThreads, 0, stream>>>(params, partials, outputs);
   }
   if (splits > 1) {
-    MergeSplitsKernel<<<static_cast<unsigned>(heads), params.head_dim, 0, stream>>>(
-        partials, outputs, splits, params.out);
+    const cudaError_t status = cudaGetLastError();
+    if (status != cudaSuccess) return status;
+    return LaunchDependent(MergeSplitsKernel, static_cast<unsigned>(heads), params.head_dim, 0,
+                           stream, partials, outputs, splits, params.out);
   }
   return cudaGetLastError();
 }
