@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <utility>
 
@@ -180,15 +181,34 @@ TEST_F(SegmentRecordTest, DescriptionsComeBack) {
 
 TEST_F(SegmentRecordTest, DescriptionsThatAreDamagedAreRefused) {
   SCOPED_TRACE(seed_);
-  const std::string bytes = EncodeDescription(Describe(chain_[1]));
-  for (size_t at = 0; at < bytes.size(); ++at) {
-    std::string damaged = bytes;
-    damaged[at] = static_cast<char>(damaged[at] ^ (1 << rng_() % 8));
-    ASSERT_EQ(Decode(damaged).status().code(), absl::StatusCode::kDataLoss) << "byte " << at;
-    ASSERT_EQ(Decode(absl::string_view(bytes).substr(0, at)).status().code(),
-              absl::StatusCode::kDataLoss);
+  for (const absl::Time expires : {absl::InfiniteFuture(), absl::FromUnixSeconds(1'000'000)}) {
+    chain_[1].expires = expires;
+    const std::string bytes = EncodeDescription(Describe(chain_[1]));
+    for (size_t at = 0; at < bytes.size(); ++at) {
+      std::string damaged = bytes;
+      damaged[at] = static_cast<char>(damaged[at] ^ (1 << rng_() % 8));
+      ASSERT_EQ(Decode(damaged).status().code(), absl::StatusCode::kDataLoss) << "byte " << at;
+      ASSERT_EQ(Decode(absl::string_view(bytes).substr(0, at)).status().code(),
+                absl::StatusCode::kDataLoss);
+    }
+    EXPECT_EQ(Decode(bytes + "x").status().code(), absl::StatusCode::kDataLoss);
   }
-  EXPECT_EQ(Decode(bytes + "x").status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(SegmentRecordTest, DescriptionsSayUntilWhen) {
+  const absl::Time soon = absl::FromUnixMillis(1'234'567'890'123);
+  for (const absl::Time expires : {absl::InfiniteFuture(), soon, absl::UnixEpoch()}) {
+    chain_[1].expires = expires;
+    const auto again = Decode(EncodeDescription(Describe(chain_[1])));
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(again->segment.expires, expires);
+  }
+  // To the millisecond, and within what a clock of nanoseconds can hold.
+  chain_[1].expires = soon + absl::Microseconds(900);
+  EXPECT_EQ(Decode(EncodeDescription(Describe(chain_[1])))->segment.expires, soon);
+  chain_[1].expires = absl::FromUnixSeconds(int64_t{1} << 40);
+  EXPECT_LT(Decode(EncodeDescription(Describe(chain_[1])))->segment.expires,
+            absl::FromUnixNanos(std::numeric_limits<int64_t>::max()));
 }
 
 TEST_F(SegmentRecordTest, DescriptionsOfWhatCannotBeAreRefusedWhateverTheirChecksum) {

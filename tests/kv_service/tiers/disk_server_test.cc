@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 
 #include <algorithm>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,11 +26,12 @@ const std::vector<v1::SegmentForm> kExactOrCompact = {v1::SEGMENT_FORM_COMPACT,
 
 class DiskServerTest : public testing::Test {
  protected:
-  void Start() {
-    server_ = std::make_unique<Subprocess>(
-        "fourierkv-server",
-        std::vector<std::string>{"--listen", "127.0.0.1:0", "--metrics", "", "--disk-path",
-                                 directory_.path() + "/tier", "--disk-bytes", "64MB"});
+  void Start(const std::vector<std::string>& more = {}) {
+    std::vector<std::string> arguments = {
+        "--listen",     "127.0.0.1:0", "--metrics", "", "--disk-path", directory_.path() + "/tier",
+        "--disk-bytes", "64MB"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    server_ = std::make_unique<Subprocess>("fourierkv-server", arguments);
     auto client = KvClient::Connect(server_->WaitForAddress(), absl::Seconds(20));
     ASSERT_TRUE(client.ok()) << client.status() << server_->err();
     client_ = *std::move(client);
@@ -113,6 +116,38 @@ TEST_F(DiskServerTest, AnOrderlyStopWritesWhatWasStillBehind) {
   EXPECT_EQ(server_->Wait(), 0) << server_->err();
   Start();
   EXPECT_EQ(Match(sequence).segments_size(), 2);
+}
+
+TEST_F(DiskServerTest, EncryptedItNeedsItsKeyAfterAKill) {
+  const std::string keys = directory_.path() + "/keys";
+  std::ofstream(keys) << std::string(64, 'a') << "\n";
+  ASSERT_EQ(chmod(keys.c_str(), 0400), 0);
+  Start({"--disk-key-file", keys});
+  ASSERT_TRUE(client_->PutProfile(SmallProfile(), Soon()).ok());
+  const Sequence sequence(10, 3 * kS);
+  ASSERT_TRUE(Put(sequence, v1::DURABILITY_DISK).ok());
+  Kill();
+  const auto start_with = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {"--listen", "127.0.0.1:0", "--metrics",
+                                          "",         "--disk-path", directory_.path() + "/tier"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return RunProgram("fourierkv-server", arguments);
+  };
+  const Ended none = start_with({});
+  EXPECT_EQ(none.status, 1);
+  EXPECT_THAT(none.err, HasSubstr("is encrypted: give its keys with --disk-key-file"));
+  const std::string others = directory_.path() + "/others";
+  std::ofstream(others) << std::string(64, 'b') << "\n";
+  ASSERT_EQ(chmod(others.c_str(), 0644), 0);
+  const Ended open = start_with({"--disk-key-file", others});
+  EXPECT_EQ(open.status, 1);
+  EXPECT_THAT(open.err, HasSubstr("others can access it"));
+  ASSERT_EQ(chmod(others.c_str(), 0400), 0);
+  const Ended wrong = start_with({"--disk-key-file", others});
+  EXPECT_EQ(wrong.status, 1);
+  EXPECT_THAT(wrong.err, HasSubstr("none opens"));
+  Start({"--disk-key-file", keys});
+  EXPECT_EQ(Match(sequence).segments_size(), 3);
 }
 
 TEST_F(DiskServerTest, ADirectoryInUseEndsTheSecondServerWithAMessage) {
