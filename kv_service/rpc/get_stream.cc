@@ -13,7 +13,10 @@
 namespace fourierkv {
 namespace {
 
-constexpr size_t kBatchBytes = 1 << 20;
+constexpr size_t kBatchBytes = 1 << 18;
+// Of a message that a client has not read yet: as it was made, as gRPC encoded it, and what its
+// transport keeps.
+constexpr int64_t kBatchCopies = 3;
 // Dense bytes that are read and made at once: tens of milliseconds of work.
 constexpr int64_t kReadBytes = 16 << 20;
 constexpr absl::Duration kLongestTierWait = absl::Seconds(10);
@@ -203,6 +206,15 @@ absl::Status ServeGet(ServiceCore& core, const TenantView& view,
           absl::StrCat("layers ", first, " to ", end, " were asked for; the model has ", layers));
     }
   }
+  // However many clients read however slowly, what waits for them is within a budget.
+  int64_t bytes = 0;
+  for (const OpenSegment& segment : open) {
+    if (segment.missing != MissingReason::kNone) continue;
+    bytes += segment.Bytes(static_cast<int>(first), static_cast<int>(end - first));
+  }
+  const absl::StatusOr<MemoryReservation> waiting =
+      core.scratch->TryReserve(kBatchCopies * std::min<int64_t>(bytes, kBatchBytes));
+  if (!waiting.ok()) return waiting.status();
   if (!writer.Write(MakePlan(open, static_cast<int>(first), static_cast<int>(end - first)))) {
     return absl::CancelledError("the client is gone");
   }
