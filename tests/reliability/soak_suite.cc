@@ -48,7 +48,8 @@ int Run(int seconds, uint32_t seed, bool strict) {
   std::fflush(stdout);
   const TempFolder folder;
   ServerProcess server({"--metrics", "", "--memory", "64MB", "--scratch-memory", "16MB",
-                        "--disk-path", folder.path() + "/disk", "--disk-bytes", "128MB"});
+                        "--disk-path", folder.path() + "/disk", "--disk-bytes", "128MB",
+                        "--event-log", "10000"});
   // 300 MB of sequences; durability DISK at times only, as the service writes behind in any case.
   Traffic memory({.servers = {server.address()},
                   .callers = 4,
@@ -99,7 +100,13 @@ int Run(int seconds, uint32_t seed, bool strict) {
                   absl::StrCat(all.FailuresText(), " and ", durable.FailuresText()), "none",
                   all.failed() + durable.failed() == 0);
   figures.Promise("wrong answers", wrong ? "some" : "0", "0", !wrong);
-  figures.Note("resident after warm-up", Mebibytes(static_cast<int64_t>(first_resident)));
+  std::string resident;
+  for (int eighth = 0; eighth < 8; ++eighth) {
+    const absl::Duration length = absl::Seconds(seconds) / 8;
+    const absl::Time from = begun + eighth * length;
+    absl::StrAppend(&resident, " ", MedianResident(samples, from, from + length) >> 20);
+  }
+  figures.Note("resident in each eighth, MiB", resident);
   figures.Target("resident memory, drift since", Percent(resident_drift), "<= 1.0%",
                  resident_drift <= 0.01);
   // RocksDB's files come and go.
