@@ -88,32 +88,45 @@ class BasisTables {
   const int blocks_;
 };
 
-// The first 8 columns of a sinusoidal basis by phases: column m of token t = 32 k + q is
-// cos(32 k w) C(q) - sin(32 k w) S(q), where C and S are the column and its quadrature over the
-// first 32 tokens. With their values, the basis needs a sixteenth of the table
-// (attention_uniform.cuh).
-struct Phases {
-  double frequency = 0;  // w, radians per token
-  double c[32] = {};
-  double s[32] = {};
+double Basis(const PartView& part, int m, int token) {
+  return m < part.columns ? part.basis[static_cast<int64_t>(m) * part.segment_tokens + token] : 0.0;
+}
+
+// The largest value of a column, which then is a limb of kWholeLimb; 1 if all are 0.
+constexpr double kWholeLimb = 127 * 256;
+double Amplitude(const PartView& part, int m) {
+  double largest = 0;
+  for (int t = 0; t < part.segment_tokens; ++t) {
+    largest = std::max(largest, std::abs(Basis(part, m, t)));
+  }
+  return largest == 0 ? 1 : largest;
+}
+
+struct Split {
+  uint32_t high;
+  uint32_t low;
 };
 
-// Column m of a dct2 or dft basis (docs/math.md, section 1).
-Phases PhasesOf(const PartView& part, int m) {
-  Phases phases;
-  if (m >= part.columns) return phases;
-  const float* column = part.basis + static_cast<int64_t>(m) * part.segment_tokens;
-  const int s = part.segment_tokens;
-  phases.frequency = part.sinusoids == 1 ? kPi * m / s : 2 * kPi * ((m + 1) / 2) / s;
-  for (int q = 0; q < 32; ++q) {
-    phases.c[q] = column[q];
-    const double w = phases.frequency * (part.sinusoids == 1 ? q + 0.5 : q);
-    const double size = std::sqrt((m == 0 ? 1.0 : 2.0) / s);
-    // d/dt of the column, over -w: sin for a cosine, -cos for a sine.
-    const bool sine = part.sinusoids == 2 && m > 0 && m % 2 == 0;
-    phases.s[q] = size * (sine ? -std::cos(w) : std::sin(w));
-  }
-  return phases;
+// Two signed bytes.
+Split SplitBytes(double x) {
+  const int value = static_cast<int>(std::lround(x));
+  const int high = (value + 128) >> 8;
+  return {static_cast<uint32_t>(high) & 0xff, static_cast<uint32_t>(value - 256 * high) & 0xff};
+}
+
+uint32_t Bf16Bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+// Two bf16.
+Split SplitBf16(double x) {
+  const uint32_t high = Bf16Bits(static_cast<float>(x));
+  const uint32_t bits = high << 16;
+  float rounded;
+  std::memcpy(&rounded, &bits, sizeof(rounded));
+  return {high, Bf16Bits(static_cast<float>(x - rounded))};
 }
 
 }  // namespace
@@ -126,42 +139,71 @@ std::vector<uint32_t> WeightBasis(const PartView& part, int blocks) {
   return BasisTables(part, blocks).Weights();
 }
 
-std::vector<uint32_t> PhaseTable(const PartView& part) {
-  std::vector<Phases> columns;
-  for (int m = 0; m < 8; ++m) columns.push_back(PhasesOf(part, m));
-  std::fill(std::begin(columns[0].c), std::end(columns[0].c), 1.0);
-  std::fill(std::begin(columns[0].s), std::end(columns[0].s), 0.0);
-  columns[0].frequency = 0;
+std::vector<uint32_t> UniformScoreBasis(const PartView& part, int bits) {
   std::vector<uint32_t> table;
-  for (int b = 0; b < 4; ++b) {
+  // Columns 2 c and 2 c + 1 of a row, without the constant.
+  const auto value = [&](int tile, int row, int m) {
+    return m == 0 ? 0.0 : Basis(part, m, UniformToken(bits, tile, row));
+  };
+  for (int tile = 0; tile < 16; tile += bits == 16 ? 1 : 2) {
     for (int lane = 0; lane < 32; ++lane) {
-      const Phases& own = columns[lane / 4];
-      const double turn_c = std::cos(128 * own.frequency), turn_s = std::sin(128 * own.frequency);
-      for (int next = 0; next < 2; ++next) {
-        const int q = 8 * (lane % 4) + 4 * next + b;
-        const double c = own.c[q], s = own.s[q];
-        const auto pair = [](double x, double y) {
-          return HalfBits(static_cast<float>(x)) |
-                 static_cast<uint32_t>(HalfBits(static_cast<float>(y))) << 16;
-        };
-        table.push_back(pair(c, turn_c * c - turn_s * s));
-        table.push_back(pair(s, turn_s * c + turn_c * s));
-      }
-    }
-  }
-  for (const Phases& own : columns) {
-    for (int k = 0; k < 4; ++k) {
-      const double factor = k % 2 == 1 ? 16 : 1;
-      for (const double x :
-           {factor * std::cos(32 * k * own.frequency), factor * std::sin(32 * k * own.frequency)}) {
-        const auto value = static_cast<float>(x);
-        uint32_t bits;
-        std::memcpy(&bits, &value, sizeof(bits));
-        table.push_back(bits);
+      const int m = 2 * (lane % 4);
+      for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + 8 * (i % 2);
+        if (bits == 16) {
+          const Split x = SplitBf16(value(tile, row, m)), y = SplitBf16(value(tile, row, m + 1));
+          table.push_back(i < 2 ? x.high | y.high << 16 : x.low | y.low << 16);
+        } else {
+          const uint32_t x = HalfBits(static_cast<float>(value(tile + i / 2, row, m)));
+          const uint32_t y = HalfBits(static_cast<float>(value(tile + i / 2, row, m + 1)));
+          table.push_back(x | y << 16);
+        }
       }
     }
   }
   return table;
+}
+
+std::vector<uint32_t> UniformWeightBasis(const PartView& part, int bits) {
+  std::vector<uint32_t> table;
+  double amplitude[8];
+  for (int m = 0; m < 8; ++m) amplitude[m] = Amplitude(part, m);
+  const auto split = [&](int m, int token) {
+    if (bits == 16) return SplitBf16(m == 0 ? 1.0 : Basis(part, m, token));
+    return m == 0 ? Split{1, 0} : SplitBytes(Basis(part, m, token) / amplitude[m] * kWholeLimb);
+  };
+  const int values = bits == 16 ? 2 : 4;  // in a word
+  for (int operand = 0; operand < (bits == 16 ? 16 : 8); ++operand) {
+    for (int lane = 0; lane < 32; ++lane) {
+      const int m = lane / 4;
+      for (int next = 0; next < 2; ++next) {
+        Split words = {0, 0};
+        for (int i = 0; i < values; ++i) {
+          const int token = bits == 16 ? UniformToken(bits, operand, 2 * (lane % 4) + i + 8 * next)
+                                       : UniformToken(bits, operand / 2 * 4 + i,
+                                                      2 * (lane % 4) + next + 8 * (operand % 2));
+          const Split x = split(m, token);
+          words.high |= x.high << (32 / values * i);
+          words.low |= x.low << (32 / values * i);
+        }
+        table.push_back(words.high);
+        table.push_back(words.low);
+      }
+    }
+  }
+  return table;
+}
+
+std::vector<float> UniformWeightFactors(const PartView& part, int bits) {
+  const double constant = 1 / std::sqrt(static_cast<double>(part.segment_tokens));
+  std::vector<float> factors = {static_cast<float>(bits == 16 ? constant : constant / 256)};
+  for (int m = 1; m < 8; ++m) {
+    factors.push_back(bits == 16 ? 1.0f : static_cast<float>(Amplitude(part, m) / kWholeLimb));
+  }
+  if (bits != 16) {
+    for (float& factor : factors) factor /= static_cast<float>(kWholeWeight);
+  }
+  return factors;
 }
 
 }  // namespace fourierkv::kernels

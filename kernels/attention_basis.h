@@ -15,11 +15,16 @@ namespace fourierkv::kernels {
 std::vector<uint32_t> ScoreBasis(const PartView& part, int blocks);
 std::vector<uint32_t> WeightBasis(const PartView& part, int blocks);
 
-// For the weights of uniform heads, from a dct2 or dft basis of 256 tokens:
-// [b][lane][4 registers]: A operands; rows 0-7 are C of column r, rows 8-15 S; columns are tokens
-// (q, k), (q, k + 4) of q = 8 c + b, then of q = 8 c + 4 + b, turned by 128 tokens for k + 4.
-// Column 0 is 1, for the softmax's sum. Then f32 [r][4 k][2]: cosine and sine of 32 k w, times 16
-// if k is odd.
-std::vector<uint32_t> PhaseTable(const PartView& part);
+// Of segments of 256 tokens, for uniform heads with residents of `bits` bits (4, 8, 16); tiles are
+// those of UniformToken, columns the first 8.
+//
+// For scores, [tile][lane][2 registers] (f16, for 4 and 8 bits) or [tile][lane][4] (two bf16, whose
+// parts are columns 0-7 and 8-15): A operands; rows are tokens. Column 0 is left out.
+std::vector<uint32_t> UniformScoreBasis(const PartView& part, int bits);
+// For weights, [operand of UniformWeights][lane][4 registers]: A operands; columns are tokens, rows
+// r the upper parts of column r, rows r + 8 the lower. Column 0 is 1, for the softmax's sum. Others
+// are times the inverse of UniformWeightFactors: f32[8], what sums are multiplied with.
+std::vector<uint32_t> UniformWeightBasis(const PartView& part, int bits);
+std::vector<float> UniformWeightFactors(const PartView& part, int bits);
 
 }  // namespace fourierkv::kernels

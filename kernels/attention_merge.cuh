@@ -6,6 +6,7 @@
 
 #include "kernels/attention_outputs.cuh"
 #include "kernels/attention_program.h"
+#include "kernels/attention_uniform_record.cuh"
 #include "kernels/fourier_attention.h"
 #include "kernels/work_split.cuh"
 
@@ -14,9 +15,10 @@ namespace fourierkv::kernels {
 inline constexpr int kAttentionWarps = 4;
 inline constexpr int kAttentionThreads = 32 * kAttentionWarps;
 
-// Partial results of 8 heads: [8] maxima, [8] sums, then outputs as a warp has them.
+// Partial results of 8 heads: [8] maxima, [8] sums, then outputs as a warp has them, which may take
+// one chunk more than there are.
 __host__ __device__ inline int64_t RecordFloats(int chunks) {
-  return 16 + 128 * static_cast<int64_t>(chunks);
+  return 16 + 128 * static_cast<int64_t>(chunks + 1);
 }
 
 // Everything MergeGroup must know of the group whose parts are all there.
@@ -30,6 +32,8 @@ struct MergeTask {
   bool first_begins[2];  // the first stretch begins with this piece
   int chunks[2];
   int log_lanes;
+  bool uniform;   // outputs of the compact piece stand as UniformOutputs says
+  UniformPart v;  // if so
   int heads;
   int head_dim;
   const int16_t* channels;  // [chunks[0]][16]
@@ -65,47 +69,125 @@ __host__ __device__ inline int64_t MergeSharedBytes(int parts, int head_dim) {
          4 * (16 * static_cast<int64_t>(parts) + kAttentionThreads + 16 + 16 * head_dim);
 }
 
-// Sums outputs of all parts of a kind into sums[head][channel], in an order that does not vary:
-// every warp takes every fourth part.
+// Four floats of a record, of all parts of a kind: the sum of parts, and where it goes.
+class RecordItem {
+ public:
+  __device__ __forceinline__ RecordItem(const MergeTask& task, int kind, int item)
+      : task_(task), kind_(kind), uniform_(kind == 0 && task.uniform), item_(item) {
+    if (uniform_) {
+      const int items = UniformOutputs::Floats(task.v) / 4;
+      tile_ = item >= items ? kTileHeads : 0;
+      if (tile_ != 0) item_ -= items;
+      const int2 heads = UniformOutputs::HeadsOf(task.v, item_);
+      first_ = tile_ + heads.x;
+      second_ = tile_ + heads.y;
+    } else {
+      first_ = 2 * (item & ((1 << (task.log_lanes - 3)) - 1));
+      second_ = first_ + 1;
+    }
+  }
+
+  static __device__ __forceinline__ int Count(const MergeTask& task, int kind) {
+    if (kind != 0 || !task.uniform) return task.chunks[kind] << task.log_lanes;
+    const int tiles = (task.heads + kTileHeads - 1) / kTileHeads;
+    return tiles * UniformOutputs::Floats(task.v) / 4;
+  }
+
+  // Adds what a part has, `o`, with its weights of the 8 heads.
+  __device__ __forceinline__ void Add(const float4& o, const float* weights) {
+    const float a = weights[first_], b = weights[second_];
+    sum_.x = fmaf(o.x, a, sum_.x);
+    sum_.y = fmaf(o.y, uniform_ ? a : b, sum_.y);
+    sum_.z = fmaf(o.z, uniform_ ? b : a, sum_.z);
+    sum_.w = fmaf(o.w, b, sum_.w);
+  }
+
+  __device__ __forceinline__ float4& sum() { return sum_; }
+
+  // Into sums[head][channel].
+  __device__ __forceinline__ void Store(float* sums) const {
+    const float values[4] = {sum_.x, sum_.y, sum_.z, sum_.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int channel = Channel(i);
+      const int head = (uniform_ ? i < 2 : i % 2 == 0) ? first_ : second_;
+      if (channel >= 0 && channel < task_.head_dim)
+        sums[head * task_.head_dim + channel] = values[i];
+    }
+  }
+
+ private:
+  __device__ __forceinline__ int Channel(int i) const {
+    if (uniform_) {
+      const int slot = UniformOutputs::SlotOf(task_.v, item_, i);
+      return slot < 0 ? -1 : __ldg(task_.channels + slot);
+    }
+    const int chunk = item_ >> task_.log_lanes;
+    const int r = (item_ >> (task_.log_lanes - 3)) & 7;
+    if (kind_ == 0) return __ldg(task_.channels + kChunk * chunk + r + 8 * (i / 2));
+    return 64 * (chunk >> 2) + 8 * r + 2 * (chunk & 3) + i / 2;
+  }
+
+  const MergeTask& task_;
+  const int kind_;
+  const bool uniform_;
+  int item_;
+  int tile_ = 0;
+  int first_, second_;
+  float4 sum_ = {0, 0, 0, 0};
+};
+
+inline constexpr int kFewParts = 4;
+
+// Sums outputs of all parts of a kind into sums[head][channel], in an order that does not vary.
+// `weights`: [part][8].
 __device__ __forceinline__ void SumRecords(const MergeTask& task, int kind, const float* weights,
                                            float4* scratch, float* sums) {
-  const int items = task.chunks[kind] << task.log_lanes;
-  const int log_columns = task.log_lanes - 3;
+  const int parts = task.parts[kind];
+  const int items = RecordItem::Count(task, kind);
+  const auto outputs = [&](int part) {
+    return reinterpret_cast<const float4*>(task.Record(kind, part) + 16);
+  };
+  if (parts <= kFewParts) {
+    // A thread takes all parts of an item.
+#pragma unroll 1
+    for (int i = threadIdx.x; parts > 0 && i < items; i += kAttentionThreads) {
+      float4 o[kFewParts];
+#pragma unroll
+      for (int part = 0; part < kFewParts; ++part) {
+        if (part < parts) o[part] = __ldcg(outputs(part) + i);
+      }
+      RecordItem item(task, kind, i);
+#pragma unroll
+      for (int part = 0; part < kFewParts; ++part) {
+        if (part < parts) item.Add(o[part], weights + 8 * part);
+      }
+      item.Store(sums);
+    }
+    return;
+  }
+  // Every warp takes every fourth part; then thread i adds up what the warps have of item i.
+  static_assert(kItemsAtOnce == kAttentionWarps);
   const int warp = threadIdx.x >> 5;
   const int lane = threadIdx.x & 31;
-  const int head = 2 * (lane & ((1 << log_columns) - 1));
-  if (task.parts[kind] == 0) return;
 #pragma unroll 1
   for (int base = 0; base < items; base += 32 * kItemsAtOnce) {
-    float4 acc[kItemsAtOnce] = {};
-#pragma unroll 2
-    for (int part = warp; part < task.parts[kind]; part += kAttentionWarps) {
-      const auto* outputs = reinterpret_cast<const float4*>(task.Record(kind, part) + 16);
-      const float2 w = *reinterpret_cast<const float2*>(weights + 8 * part + head);
-      float4 o[kItemsAtOnce];
-#pragma unroll
-      for (int i = 0; i < kItemsAtOnce; ++i) {
-        // Beyond the last item: any that is there.
-        o[i] = __ldcg(outputs + min(base + 32 * i + lane, items - 1));
-      }
-#pragma unroll
-      for (int i = 0; i < kItemsAtOnce; ++i) {
-        acc[i].x = fmaf(o[i].x, w.x, acc[i].x);
-        acc[i].y = fmaf(o[i].y, w.y, acc[i].y);
-        acc[i].z = fmaf(o[i].z, w.x, acc[i].z);
-        acc[i].w = fmaf(o[i].w, w.y, acc[i].w);
-      }
-    }
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < kItemsAtOnce; ++i) {
-      scratch[(warp * kItemsAtOnce + i) * 32 + lane] = acc[i];
+      // Beyond the last item: any that is there.
+      const int at = min(base + 32 * i + lane, items - 1);
+      RecordItem item(task, kind, at);
+#pragma unroll 4
+      for (int part = warp; part < parts; part += kAttentionWarps) {
+        item.Add(__ldcg(outputs(part) + at), weights + 8 * part);
+      }
+      scratch[(warp * kItemsAtOnce + i) * 32 + lane] = item.sum();
     }
     __syncthreads();
-    // Warp i adds up items i of all warps.
-    static_assert(kItemsAtOnce == kAttentionWarps);
-    const int item = base + threadIdx.x;
-    if (item < items) {
-      float4 all = {0, 0, 0, 0};
+    const int at = base + threadIdx.x;
+    if (at < items) {
+      RecordItem item(task, kind, at);
+      float4& all = item.sum();
 #pragma unroll
       for (int w = 0; w < kAttentionWarps; ++w) {
         const float4 o = scratch[w * kItemsAtOnce * 32 + threadIdx.x];
@@ -114,16 +196,7 @@ __device__ __forceinline__ void SumRecords(const MergeTask& task, int kind, cons
         all.z += o.z;
         all.w += o.w;
       }
-      const int chunk = item >> task.log_lanes;
-      const int r = (item >> log_columns) & 7;
-#pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        const int channel = kind == 0 ? __ldg(task.channels + 16 * chunk + r + 8 * row)
-                                      : 64 * (chunk >> 2) + 8 * r + 2 * (chunk & 3) + row;
-        if (channel < 0 || channel >= task.head_dim) continue;
-        sums[head * task.head_dim + channel] = row == 0 ? all.x : all.z;
-        sums[(head + 1) * task.head_dim + channel] = row == 0 ? all.y : all.w;
-      }
+      item.Store(sums);
     }
     __syncthreads();
   }

@@ -11,7 +11,7 @@ namespace fourierkv::kernels {
 namespace {
 
 constexpr int kMaxBands = 16;
-constexpr int kSmallSlack = 16;  // loads of words may reach behind the last byte
+constexpr int kSmallSlack = 48;  // loads of words may reach behind the last byte
 
 int64_t AlignUp(int64_t x) { return (x + 15) / 16 * 16; }
 
@@ -198,6 +198,9 @@ std::string CheckPart(const PartView& part) {
   return "";
 }
 
+// Of `bits`: no residents so far, but int8 coefficients, which residents of 16 bits do not go with.
+constexpr int kAnyScaled = 1;
+
 // The head as a uniform part; `bits` is that of the residents of all heads so far, 0 for none yet.
 // False if it is none.
 bool MakeUniform(const PartView& part, int head, int* bits, UniformPart* uniform) {
@@ -206,31 +209,36 @@ bool MakeUniform(const PartView& part, int head, int* bits, UniformPart* uniform
   const int begin = part.head_bands[head];
   const int end = part.head_bands[head + 1];
   if (end - begin > 2) return false;
+  const auto same_bits = [&](int own) {
+    if (*bits == 0 || (*bits == kAnyScaled && own < 16)) *bits = own;
+    return *bits == own || (own == kAnyScaled && *bits < 16);
+  };
   for (int b = begin; b < end; ++b) {
     const BandView& band = part.bands[b];
-    const int chunks = (band.size + kChunk - 1) / kChunk;
-    if (b == begin) uniform->source = static_cast<uint32_t>(band.scale_offset);
+    const auto chunks = static_cast<uint16_t>((band.size + kChunk - 1) / kChunk);
+    const bool scaled = band.bits != 16;
+    const int64_t start = scaled ? band.scale_offset : band.data_offset;
+    if (b == begin) uniform->source = static_cast<uint32_t>(start);
     if (band.coefficients > 0) {
-      if (b > begin || band.bits != 8 || band.coefficients > 8) return false;
+      if (b > begin || band.coefficients > 8 || !same_bits(scaled ? kAnyScaled : 16)) return false;
       uniform->channels = static_cast<uint16_t>(band.size);
       uniform->coefficients = static_cast<uint16_t>(band.coefficients);
-      uniform->data = static_cast<uint16_t>(band.data_offset - band.scale_offset);
-      uniform->chunks = static_cast<uint16_t>(chunks);
-      const int64_t bytes = uniform->data + static_cast<int64_t>(band.size) * band.coefficients;
-      uniform->small_bytes = static_cast<uint16_t>(AlignUp(bytes));
+      uniform->data = static_cast<uint16_t>(band.data_offset - start);
+      uniform->chunks = chunks;
+      const int64_t values = static_cast<int64_t>(band.size) * band.coefficients;
+      uniform->small_bytes = static_cast<uint16_t>(AlignUp(uniform->data + values * band.bits / 8));
     } else {
-      if ((band.bits != 4 && band.bits != 8) || (*bits != 0 && band.bits != *bits) ||
-          uniform->residents > 0) {
+      if ((band.bits != 4 && band.bits != 8 && band.bits != 16) || uniform->residents > 0 ||
+          band.size > 128 || (band.bits == 16 && band.size < 4) || !same_bits(band.bits)) {
         return false;
       }
-      *bits = band.bits;
       uniform->residents = static_cast<uint16_t>(band.size);
+      uniform->resident_chunks = chunks;
       uniform->scale = uniform->small_bytes;
-      if (band.scale_offset != uniform->source + uniform->scale ||
-          band.zero_offset != band.scale_offset + 2 * band.size) {
+      if (start != static_cast<int64_t>(uniform->source) + uniform->small_bytes) return false;
+      if (scaled && band.zero_offset != band.scale_offset + 2 * static_cast<int64_t>(band.size)) {
         return false;
       }
-      uniform->resident_chunks = static_cast<uint16_t>(chunks);
       uniform->small_bytes = static_cast<uint16_t>(band.data_offset - uniform->source);
     }
   }
@@ -273,10 +281,26 @@ std::vector<uint8_t> Assemble(const PartProgram& k, const PartProgram& v, HeadPr
   std::vector<SmallBand> bands = k.bands;
   bands.insert(bands.end(), v.bands.begin(), v.bands.end());
   header.bands = Append(&program, bands.data(), bands.size());
+  header.k_channels = Append(&program, k.channels.data(), k.channels.size());
   program.resize(AlignUp(static_cast<int64_t>(program.size())));
   header.bytes = static_cast<uint32_t>(program.size());
   std::memcpy(program.data(), &header, sizeof(header));
   return program;
+}
+
+// All heads are uniform parts with so many rows of residents, of K and of V: where they stand. What
+// would leave too few warps on a multiprocessor goes step by step.
+void SetUniform(int bits, const int (&residents)[2], AttentionPlanView* view) {
+  if (bits <= kAnyScaled) bits = 4;  // no head has any
+  const int row_bytes = kUnitTokens * bits / 8;
+  view->k_uniform_bytes =
+      static_cast<int32_t>(AlignUp(view->k_small_bytes)) + residents[0] * row_bytes;
+  view->v_uniform_bytes =
+      static_cast<int32_t>(AlignUp(view->v_small_bytes)) + residents[1] * row_bytes;
+  // bf16 has K and V in one place, in turn.
+  const int bytes = bits == 16 ? std::max(view->k_uniform_bytes, view->v_uniform_bytes)
+                               : view->k_uniform_bytes + view->v_uniform_bytes;
+  if (bytes <= 24 * 1024) view->uniform_bits = bits;
 }
 
 }  // namespace
@@ -315,13 +339,12 @@ std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector
       largest_m = std::max(largest_m, parts[p].largest_m);
       UniformPart* const own = p == 0 ? &header.uniform_k : &header.uniform_v;
       uniform = uniform && MakeUniform(*views[p], head, &uniform_bits, own);
-      residents[p] = std::max(residents[p], own->resident_chunks * kChunk);
+      residents[p] = std::max<int>(residents[p], own->residents);
       for (const Step& step : parts[p].steps) {
         if (step.kind == 3 && k.segment_tokens >= 512) view->slot_bytes = 4096;
       }
       bytes += parts[p].payload_bytes;
     }
-    header.k_channels = Append(buffer, parts[0].channels.data(), parts[0].channels.size());
     header.v_channels = Append(buffer, parts[1].channels.data(), parts[1].channels.size());
     header.k_rotation = AppendRotation(k, head, /*transposed=*/false, buffer);
     header.v_rotation = AppendRotation(v, head, /*transposed=*/true, buffer);
@@ -347,26 +370,17 @@ std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector
                                                                          : 4;
   // Both parts of a layer have one basis; the one with more columns speaks for both.
   const PartView& basis = k.columns >= v.columns ? k : v;
-  const std::vector<uint32_t> scores = ScoreBasis(basis, view->basis_blocks);
+  if (uniform && view->basis_blocks == 0) SetUniform(uniform_bits, residents, view);
+  const int bits = view->uniform_bits;
+  const std::vector<uint32_t> scores =
+      bits != 0 ? UniformScoreBasis(basis, bits) : ScoreBasis(basis, view->basis_blocks);
   view->k_basis = static_cast<int32_t>(Append(buffer, scores.data(), scores.size()));
-  const std::vector<uint32_t> weights = WeightBasis(basis, view->basis_blocks);
+  const std::vector<uint32_t> weights =
+      bits != 0 ? UniformWeightBasis(basis, bits) : WeightBasis(basis, view->basis_blocks);
   view->v_basis = static_cast<int32_t>(Append(buffer, weights.data(), weights.size()));
-
-  if (uniform && view->basis_blocks == 0 && basis.sinusoids != 0) {
-    view->uniform_bits = uniform_bits == 8 ? 8 : 4;
-    // Rows are found by address bits.
-    const int row_bytes = kUnitTokens * view->uniform_bits / 8;
-    view->k_data = static_cast<int32_t>((view->k_small_bytes + 127) / 128 * 128);
-    view->v_data = static_cast<int32_t>((view->v_small_bytes + 127) / 128 * 128);
-    view->k_uniform_bytes = view->k_data + residents[0] * row_bytes;
-    view->v_uniform_bytes = view->v_data + residents[1] * row_bytes;
-    // What would leave too few warps on a multiprocessor goes step by step.
-    if (view->k_uniform_bytes + view->v_uniform_bytes > 24 * 1024) view->uniform_bits = 0;
-  }
-
-  if (view->uniform_bits != 0) {
-    const std::vector<uint32_t> phases = PhaseTable(basis);
-    view->v_phases = static_cast<int32_t>(Append(buffer, phases.data(), phases.size()));
+  if (bits != 0) {
+    const std::vector<float> factors = UniformWeightFactors(basis, bits);
+    view->v_factors = static_cast<int32_t>(Append(buffer, factors.data(), factors.size()));
   }
 
   // Bytes decide what a unit costs, but it has a floor: 1,400 instructions.

@@ -29,12 +29,10 @@ struct AttentionPlanView {
   int32_t basis_blocks;  // 0: M is at most 8 everywhere; otherwise ceil(M / 16): 1, 2 or 4
   int32_t k_basis;       // offset of the basis as operands for scores
   int32_t v_basis;       // offset of the basis as operands for weights
-  int32_t uniform_bits;  // 4 or 8: every head is as UniformPart says, with so many bits; 0: not
-  int32_t k_data;        // where residents begin in a uniform part's memory, behind its small data
-  int32_t v_data;
-  int32_t k_uniform_bytes;  // of this memory
+  int32_t uniform_bits;  // 4, 8 or 16: every head is as UniformPart says, of so many bits; 0: not
+  int32_t k_uniform_bytes;  // of what a uniform part needs in shared memory
   int32_t v_uniform_bytes;
-  int32_t v_phases;   // offset of uniform heads' basis for weights (attention_uniform.cuh)
+  int32_t v_factors;  // offset of uniform heads' factors of the basis for weights: f32[8]
   int32_t k_rotated;  // 1: some head's K is rotated; queries are then rotated by a launch of
                       // their own
   int32_t v_rotated;

@@ -57,24 +57,39 @@ struct SmallBand {
 };
 static_assert(sizeof(SmallBand) == 12);
 
-// K or V of a head whose bands are at most one of int8 coefficients, M <= 8, and then at most one
-// of residents of 4 or 8 bits. Contiguous in the payload: small data, then residents.
+// K or V of a head whose bands are at most one of coefficients, M <= 8, and then at most one of
+// residents: int8 and 4 or 8 bits, or bf16 both. Contiguous in the payload: small data, then
+// residents.
 struct UniformPart {
   uint32_t source;        // offset in the payload
   uint16_t small_bytes;   // scales, coefficients, scales, offsets; a multiple of 16
   uint16_t channels;      // spectral ones
   uint16_t coefficients;  // M
-  uint16_t data;          // offset of the coefficients in the small data; their scales are at 0
+  uint16_t data;          // offset of the coefficients in the small data; scales, if any, are at 0
   uint16_t residents;     // channels
-  uint16_t scale;         // of the residents, in the small data; their offsets follow
+  uint16_t scale;         // of the residents, in the small data; their offsets follow; if any
   uint16_t chunks;        // of coefficients
   uint16_t resident_chunks;
   uint16_t reserved[2];
 };
 static_assert(sizeof(UniformPart) == 24);
 
+// Which token of a unit of uniform heads is row `row` of tile `tile`, of 16 of 16 tokens: as lanes
+// find them in words of 4 bits, in bytes, and in halves.
+constexpr int UniformToken(int bits, int tile, int row) {
+  const int r = row % 8;
+  const int half = row / 8;
+  if (bits == 4) return 32 * (2 * (tile % 4) + half) + 4 * r + tile / 4;
+  if (bits == 8) return 128 * half + 16 * r + tile;
+  return 128 * (tile / 8) + 64 * half + 8 * r + tile % 8;
+}
+
+// What the weight of a unit's largest score is as an integer of 16 bits; with room for rounding.
+inline constexpr float kWholeWeight = 64000.0f;
+inline constexpr float kLogWholeWeight = 15.965784284662087f;  // log2
+
 // A head's program; what follows it are Step[steps], SmallCopy[k_copies + v_copies], SmallBand[
-// k_bands + v_bands]. Copied to shared memory as it is.
+// k_bands + v_bands], K's channels. Copied to shared memory as it is.
 struct HeadProgram {
   uint32_t bytes;   // of all this, a multiple of 16
   uint16_t steps;   // of K, then of V; each starts with a kSmall step
@@ -91,10 +106,10 @@ struct HeadProgram {
   uint16_t reserved;
   uint32_t copies;  // offset of SmallCopy[] from the program's start
   uint32_t bands;   // offset of SmallBand[]
-  // Offsets in the plan of i16[chunks][16]: channel ids, -1 where there is none. Those of V as they
-  // stand in the bands; those of K as four values of lane column c = 0, four of c = 1, ...
-  uint32_t k_channels;
-  uint32_t v_channels;
+  // i16[chunks][16]: channel ids, -1 where there is none. Those of K, here, as four values of lane
+  // column c = 0, four of c = 1, ...; those of V, in the plan, as they stand in the bands.
+  uint32_t k_channels;  // offset from the program's start
+  uint32_t v_channels;  // offset in the plan
   uint32_t k_rotation;  // offset in the plan of f32 U[head_dim][head_dim]; 0: none
   uint32_t v_rotation;  // transposed
   uint32_t padding[3];

@@ -20,7 +20,8 @@ namespace fourierkv::kernels {
 template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
 class Worker {
  public:
-  __device__ __forceinline__ Worker(const KernelParams& params, uint8_t* shared)
+  // `barriers`: [2 kAttentionWarps], in shared memory.
+  __device__ __forceinline__ Worker(const KernelParams& params, uint8_t* shared, uint64_t* barriers)
       : params_(params),
         user_(params.user),
         shared_(shared),
@@ -29,7 +30,14 @@ class Worker {
         warp_memory_(shared + params.shared.warps + warp_ * params.shared.warp_bytes),
         all_outputs_(reinterpret_cast<float4*>(warp_memory_ + params.shared.outputs)),
         outputs_(all_outputs_, params.shared.log_lanes, lane_),
-        shape_{params.log_tokens} {}
+        shape_{params.log_tokens},
+        k_copy_(SharedAddress(warp_memory_), SharedAddress(barriers + 2 * warp_)),
+        v_copy_(SharedAddress(warp_memory_) + params.shared.uniform_v,
+                SharedAddress(barriers + 2 * warp_ + 1)) {
+    if (kUniformBits != 0 && threadIdx.x < 2 * kAttentionWarps) {
+      PartCopy::Prepare(SharedAddress(barriers + threadIdx.x));
+    }
+  }
 
   // Units [first, last) of `piece`; leaves a record.
   __device__ __forceinline__ void Run(const Piece& piece, int first, int last, float* record) {
@@ -40,23 +48,27 @@ class Worker {
     query_base_ = (static_cast<int64_t>(piece.sequence) * user_.query_heads +
                    kv_head * heads_per_kv + inner) *
                   user_.plan.head_dim;
+    if (kUniformBits != 0) PartCopy::OrderWrites();  // of pages, where parts are copied to
     __syncthreads();  // what is in shared memory was of the piece before
-    if (!piece.pages) LoadProgram(kv_head);
-    StageQueries(!piece.pages);
-    const int page_chunks = 4 * PageShape(user_.plan.head_dim).blocks;
-    const int chunks = piece.pages ? page_chunks : user_.plan.v_chunks;
-    for (int i = lane_; i < chunks << params_.shared.log_lanes; i += 32) {
-      all_outputs_[i] = {0, 0, 0, 0};
+    // All that comes from far is asked for before anything waits.
+    SegmentRef segment = {};
+    if (kUniformBits != 0 && !piece.pages && first + warp_ < last) {
+      segment = user_.segments[user_.segment_offsets[piece.sequence] + first + warp_];
     }
+    StageQueries(kv_head, !piece.pages);
     __syncthreads();
+    const int page_chunks = 4 * PageShape(user_.plan.head_dim).blocks;
     if (piece.pages) {
       RunPages(piece, kv_head, first, last);
     } else {
       if constexpr (kUniformBits != 0) {
-        RunUniform(piece, first, last);
+        RunUniform(piece, first, last, segment);
       } else {
         RunCompact(piece, first, last);
       }
+    }
+    if constexpr (kUniformBits != 0) {
+      if (!piece.pages) return LeaveUniformRecord(record);
     }
     LeaveRecord(piece.pages ? page_chunks : program()->v_chunks, record);
   }
@@ -68,38 +80,55 @@ class Worker {
   __device__ __forceinline__ float* norms() const {
     return reinterpret_cast<float*>(shared_ + params_.shared.norms);
   }
+  // Of this warp: [8] maxima, [8] sums.
+  __device__ __forceinline__ float* stats() const {
+    return reinterpret_cast<float*>(shared_ + params_.shared.stats) + 2 * kGroupHeads * warp_;
+  }
   __device__ __forceinline__ uint8_t* slot(int n) const {
     return warp_memory_ + (n & (kSlots - 1)) * user_.plan.slot_bytes;
   }
 
-  __device__ __forceinline__ void LoadProgram(int kv_head) {
-    const uint8_t* from =
-        user_.plan.data + user_.plan.programs + kv_head * user_.plan.program_bytes;
-    for (int i = 16 * threadIdx.x; i < user_.plan.program_bytes; i += 16 * kAttentionThreads) {
-      *reinterpret_cast<uint4*>(shared_ + i) = __ldg(reinterpret_cast<const uint4*>(from + i));
-    }
+  // Queries wait here, as float [head_dim], until they are arranged: where outputs are later.
+  __device__ __forceinline__ float* staged_query(int head) const {
+    return reinterpret_cast<float*>(shared_ + params_.shared.warps +
+                                    head % kAttentionWarps * params_.shared.warp_bytes +
+                                    params_.shared.outputs) +
+           head / kAttentionWarps * user_.plan.head_dim;
   }
 
-  // Queries wait here, as float [8][head_dim], until they are arranged: where copies go later.
-  __device__ __forceinline__ float* staged_queries() const {
-    return reinterpret_cast<float*>(shared_ + params_.shared.warps);
-  }
-
-  // Queries are divided by norms, powers of two, so that none is 1 or larger.
-  __device__ __forceinline__ void StageQueries(bool rotated) {
+  // Brings queries, and the head's program unless pages follow. Queries are divided by norms,
+  // powers of two, so that none is 1 or larger.
+  __device__ __forceinline__ void StageQueries(int kv_head, bool compact) {
+    constexpr int kHeads = kGroupHeads / kAttentionWarps;
+    constexpr int kValues = kMaxHeadDim / 32;
     const int d = user_.plan.head_dim;
+    float q[kHeads][kValues];
 #pragma unroll
-    for (int head = warp_; head < kGroupHeads; head += kAttentionWarps) {
-      float largest = 0;
-#pragma unroll 4
-      for (int i = lane_; i < d; i += 32) {
-        const float q = head < heads_ ? Query(head, i, rotated) : 0.0f;
-        staged_queries()[head * d + i] = q;
-        largest = fmaxf(largest, fabsf(q));
+    for (int h = 0; h < kHeads; ++h) {
+      const int head = warp_ + h * kAttentionWarps;
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) {
+        q[h][i] = 0;
+        if (head < heads_ && 32 * i + lane_ < d) q[h][i] = Query(head, 32 * i + lane_, compact);
       }
-      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
-      largest = MaxOverRows(largest);
+    }
+    const auto* from = reinterpret_cast<const uint4*>(user_.plan.data + user_.plan.programs +
+                                                      kv_head * user_.plan.program_bytes);
+    auto* const to = reinterpret_cast<uint4*>(shared_);
+    for (int i = threadIdx.x; compact && 16 * i < user_.plan.program_bytes;
+         i += kAttentionThreads) {
+      to[i] = __ldg(from + i);
+    }
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      const int head = warp_ + h * kAttentionWarps;
+      float largest = 0;
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) {
+        if (32 * i + lane_ < d) staged_query(head)[32 * i + lane_] = q[h][i];
+        largest = fmaxf(largest, fabsf(q[h][i]));
+      }
+      largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest)));
       if (lane_ == 0) norms()[head] = PowerOfTwo(ClampExponent(ExponentAbove(largest)));
     }
   }
@@ -110,31 +139,33 @@ class Worker {
                                                          : LoadInput(user_, index);
   }
 
-  // Then norms become factors: what turns a head's scores into units of log2.
-  __device__ __forceinline__ void FinishQueries() {
+  // Then norms become factors: what turns a head's scores into units of log2; and outputs begin
+  // with zeros, `chunks` chunks.
+  __device__ __forceinline__ void FinishQueries(int chunks) {
     __syncthreads();
     if (threadIdx.x < kGroupHeads) norms()[threadIdx.x] *= user_.scale * kLog2E;
+    for (int i = lane_; i < chunks << params_.shared.log_lanes; i += 32) {
+      all_outputs_[i] = {0, 0, 0, 0};
+    }
     __syncthreads();
   }
 
   // [chunk][lane]: four channels of head r; those of residents times 2^kUsualExponent.
   __device__ __forceinline__ const float4* ArrangeCompactQueries() {
     auto* queries = reinterpret_cast<float4*>(shared_ + params_.shared.queries);
-    const auto* channels =
-        reinterpret_cast<const int16_t*>(user_.plan.data + program()->k_channels);
+    const auto* channels = reinterpret_cast<const int16_t*>(shared_ + program()->k_channels);
     const int head = lane_ >> 2;
-    const float* staged = staged_queries() + head * user_.plan.head_dim;
+    const float* staged = staged_query(head);
     const float inverse = 1.0f / norms()[head];
     for (int i = threadIdx.x; i < 32 * program()->k_chunks; i += kAttentionThreads) {
-      const short4 ids =
-          __ldg(reinterpret_cast<const short4*>(channels + 16 * (i >> 5) + 4 * (i & 3)));
+      const short4 ids = *reinterpret_cast<const short4*>(channels + 16 * (i >> 5) + 4 * (i & 3));
       const float factor =
           (i >> 5) >= program()->k_residents ? inverse * (1 << kUsualExponent) : inverse;
       queries[i] = {
           ids.x >= 0 ? staged[ids.x] * factor : 0.0f, ids.y >= 0 ? staged[ids.y] * factor : 0.0f,
           ids.z >= 0 ? staged[ids.z] * factor : 0.0f, ids.w >= 0 ? staged[ids.w] * factor : 0.0f};
     }
-    FinishQueries();
+    FinishQueries(program()->v_chunks);
     return queries;
   }
 
@@ -143,7 +174,7 @@ class Worker {
     auto* queries = reinterpret_cast<uint4*>(shared_ + params_.shared.queries);
     const int d = user_.plan.head_dim;
     const int head = lane_ >> 2;
-    const float* staged = staged_queries() + head * d;
+    const float* staged = staged_query(head);
     const float inverse = 1.0f / norms()[head];
     for (int i = threadIdx.x; i < 64 * PageShape(d).blocks; i += kAttentionThreads) {
       uint32_t high[4], low[4];
@@ -157,7 +188,7 @@ class Worker {
       queries[2 * (i & ~31) + (i & 31)] = {high[0], high[1], high[2], high[3]};
       queries[2 * (i & ~31) + 32 + (i & 31)] = {low[0], low[1], low[2], low[3]};
     }
-    FinishQueries();
+    FinishQueries(4 * PageShape(d).blocks);
     return queries;
   }
 
@@ -266,67 +297,12 @@ class Worker {
     WaitForCopies<0>();
   }
 
-  // RunCompact for uniform heads: K of the next unit is copied while V of this one is worked on,
-  // and the other way round.
-  __device__ __forceinline__ void RunUniform(const Piece& piece, int first, int last) {
-    const float4* const queries = ArrangeCompactQueries();
-    const UniformPart k = program()->uniform_k;
-    const UniformPart v = program()->uniform_v;
-    uint8_t* const k_memory = warp_memory_;
-    uint8_t* const v_memory = warp_memory_ + params_.shared.uniform_v;
-    const SegmentRef* segments =
-        user_.segments + user_.segment_offsets[piece.sequence] + first + warp_;
-    const uint8_t* const k_basis = user_.plan.data + user_.plan.k_basis;
-    const uint8_t* const v_basis = user_.plan.data + user_.plan.v_phases;
-    constexpr float kConstant = 0.0625f;  // 1 / sqrt(256)
-    int left = last - first - warp_;      // units, counted in blocks' strides
-    SegmentRef segment = {};
-    if (left > 0) {
-      segment = *segments;
-      CopyUniform<kUniformBits, false>(SharedAddress(k_memory), user_.plan.k_data, segment.k, k,
-                                       lane_);
-      CommitCopies();
-      CopyUniform<kUniformBits, true>(SharedAddress(v_memory), user_.plan.v_data, segment.v, v,
-                                      lane_);
-      CommitCopies();
-    }
-    const float2 norm = reinterpret_cast<const float2*>(norms())[lane_ & 3];
-#pragma unroll 1
-    for (; left > 0; left -= kAttentionWarps) {
-      segments += kAttentionWarps;
-      const bool more = left > kAttentionWarps;
-      if (more) segment = *segments;  // needed when K has been read
-      WaitForCopies<1>();
-      __syncwarp();
-      ScoreTiles acc;
-      float mean[2];
-      const int reduced = ScoreUniform<kUniformBits>(acc, k_memory, user_.plan.k_data, k, queries,
-                                                     kConstant, k_basis, lane_, mean);
-      __syncwarp();
-      if (more) {
-        CopyUniform<kUniformBits, false>(SharedAddress(k_memory), user_.plan.k_data, segment.k, k,
-                                         lane_);
-      }
-      CommitCopies();
-      const float unscale = PowerOfTwo(24 - kUsualExponent + reduced);
-      const float factor[2] = {norm.x * unscale, norm.y * unscale};
-      const float shift[2] = {norm.x * mean[0], norm.y * mean[1]};
-      float keep[2];
-      WeightTiles weights;
-      WeighScores(acc, factor, shift, false, softmax_, keep, weights);
-      WaitForCopies<1>();
-      __syncwarp();
-      AddUniformOutputs<kUniformBits>(v_memory, user_.plan.v_data, v, kConstant, v_basis, weights,
-                                      softmax_, keep, outputs_, lane_);
-      __syncwarp();
-      if (more) {
-        CopyUniform<kUniformBits, true>(SharedAddress(v_memory), user_.plan.v_data, segment.v, v,
-                                        lane_);
-      }
-      CommitCopies();
-    }
-    WaitForCopies<0>();
-  }
+  // Of uniform heads; attention_uniform_worker.cuh.
+  __device__ __forceinline__ void RunUniform(const Piece& piece, int first, int last,
+                                             SegmentRef segment);
+  __device__ __forceinline__ void ArrangeQueries(const UniformPart& k, int tiles, int query_bytes,
+                                                 uint8_t* to);
+  __device__ __forceinline__ void LeaveUniformRecord(float* record);
 
   __device__ __forceinline__ void RunPages(const Piece& piece, int kv_head, int first, int last) {
     const uint4* const queries = ArrangePageQueries();
@@ -454,6 +430,7 @@ class Worker {
   float4* const all_outputs_;
   const Outputs outputs_;
   const SegmentShape<kLogS> shape_;
+  PartCopy k_copy_, v_copy_;  // of uniform heads
   Softmax softmax_;
   int heads_ = 0;
   int64_t query_base_ = 0;

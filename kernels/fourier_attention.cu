@@ -14,7 +14,8 @@ SharedLayout LayOut(const AttentionPlanView& plan, int heads_per_kv) {
   const int page_blocks = (plan.head_dim + 63) / 64;
   SharedLayout layout = {};
   layout.queries = static_cast<int>(AlignUp(plan.program_bytes, 16));
-  layout.norms = layout.queries + std::max(512 * plan.k_chunks, 2048 * page_blocks);
+  const int tiles = plan.uniform_bits != 0 && heads_per_kv > kTileHeads ? 2 : 1;
+  layout.norms = layout.queries + std::max(512 * plan.k_chunks * tiles, 2048 * page_blocks);
   layout.stats = layout.norms + 32;
   layout.warps = static_cast<int>(AlignUp(layout.stats + 64 * kAttentionWarps + 32, 128));
   layout.log_lanes = heads_per_kv <= 4 ? 4 : 5;
@@ -22,13 +23,17 @@ SharedLayout LayOut(const AttentionPlanView& plan, int heads_per_kv) {
   layout.small_v = layout.small_k + static_cast<int>(AlignUp(plan.k_small_bytes, 16));
   layout.outputs = layout.small_v + static_cast<int>(AlignUp(plan.v_small_bytes, 16));
   if (plan.uniform_bits != 0) {
-    layout.uniform_v = static_cast<int>(AlignUp(plan.k_uniform_bytes, 128));
-    layout.outputs =
-        std::max(static_cast<int>(AlignUp(layout.uniform_v + plan.v_uniform_bytes, 128)),
-                 kSlots * plan.slot_bytes);  // which pages use
+    // Of 8 and 16 bits there is so much that K and V take turns; but not if K is needed for more
+    // heads.
+    const bool in_turn = plan.uniform_bits >= 8 && heads_per_kv <= kTileHeads;
+    if (!in_turn) layout.uniform_v = static_cast<int>(AlignUp(plan.k_uniform_bytes, 128));
+    const int parts = std::max(plan.k_uniform_bytes, layout.uniform_v + plan.v_uniform_bytes);
+    layout.outputs = std::max(static_cast<int>(AlignUp(parts, 128)),
+                              kSlots * plan.slot_bytes);  // which pages use
   }
+  // Outputs of uniform heads' coefficients may take one chunk more than there are.
   layout.warp_bytes =
-      layout.outputs + (std::max(plan.v_chunks, 4 * page_blocks) << (layout.log_lanes + 4));
+      layout.outputs + (std::max(plan.v_chunks + 1, 4 * page_blocks) << (layout.log_lanes + 4));
   layout.warp_bytes = static_cast<int>(AlignUp(layout.warp_bytes, 128));
   layout.total = layout.warps + kAttentionWarps * layout.warp_bytes;
   return layout;

@@ -8,7 +8,9 @@
 #include "kernels/attention_pages.cuh"
 #include "kernels/attention_params.cuh"
 #include "kernels/attention_program.h"
+#include "kernels/attention_uniform_worker.cuh"
 #include "kernels/attention_worker.cuh"
+#include "kernels/dependent_launch.cuh"
 #include "kernels/fourier_attention.h"
 #include "kernels/work_split.cuh"
 
@@ -45,6 +47,8 @@ __device__ __forceinline__ void FinishGroup(const KernelParams& params, const Wo
   task.chunks[0] = program->v_chunks;
   task.chunks[1] = 4 * PageShape(user.plan.head_dim).blocks;
   task.log_lanes = params.shared.log_lanes;
+  task.uniform = user.plan.uniform_bits != 0;
+  if (task.uniform) task.v = program->uniform_v;
   task.heads = min(kGroupHeads, heads_per_kv - inner);
   task.head_dim = user.plan.head_dim;
   task.channels = reinterpret_cast<const int16_t*>(user.plan.data + program->v_channels);
@@ -92,9 +96,10 @@ __device__ __forceinline__ int FindSequence(const WorkLine& line, int64_t x) {
 }
 
 template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
-__global__ void __launch_bounds__(kAttentionThreads, 3)
+__global__ void __launch_bounds__(kAttentionThreads, kUniformBits == 16 ? 2 : 3)
     FourierAttentionKernel(const __grid_constant__ KernelParams params) {
   extern __shared__ __align__(128) uint8_t shared[];
+  LetDependentsStart();
   const FourierAttentionParams& user = params.user;
   WorkLine line;
   line.segment_offsets = user.segments != nullptr ? user.segment_offsets : nullptr;
@@ -106,16 +111,19 @@ __global__ void __launch_bounds__(kAttentionThreads, 3)
   line.page_cost = user.plan.page_cost;
   const int64_t total = line.Total();
   if (total == 0) return WriteEmpty(user, line);
-  // Each warp should have a unit at least.
+  // Each warp should have a unit at least. Where there are few, fewer blocks have less to merge.
   const int64_t least = kAttentionWarps * max(line.unit_cost, line.page_cost);
-  line.stretches =
-      static_cast<int>(min(static_cast<int64_t>(gridDim.x), Quotient(total + least - 1, least)));
+  const int64_t full = Quotient(total + least - 1, least);
+  const int64_t blocks = gridDim.x;
+  const int64_t most = full < 2 * blocks ? blocks * 2 / 3 : blocks;
+  line.stretches = static_cast<int>(min(most, full));
   if (blockIdx.x >= line.stretches) return WriteEmpty(user, line);
 
   int64_t at = line.Start(total, blockIdx.x);
   const int64_t end = line.Start(total, blockIdx.x + 1);
   int sequence = FindSequence(line, at);
-  Worker<kBlocks, kLogS, kType, kUniformBits> worker(params, shared);
+  __shared__ uint64_t barriers[2 * kAttentionWarps];
+  Worker<kBlocks, kLogS, kType, kUniformBits> worker(params, shared, barriers);
   while (at < end) {
     const int64_t before = line.Before(sequence);
     const int64_t whole = line.Before(sequence + 1) - before;
@@ -165,8 +173,14 @@ AttentionKernel GenericAttentionKernel(const AttentionPlanView& plan) {
 
 template <ElementType kType>
 AttentionKernel UniformAttentionKernel(int bits) {
-  return bits == 4 ? FourierAttentionKernel<0, 8, kType, 4>
-                   : FourierAttentionKernel<0, 8, kType, 8>;
+  switch (bits) {
+    case 4:
+      return FourierAttentionKernel<0, 8, kType, 4>;
+    case 8:
+      return FourierAttentionKernel<0, 8, kType, 8>;
+    default:
+      return FourierAttentionKernel<0, 8, kType, 16>;
+  }
 }
 
 }  // namespace fourierkv::kernels

@@ -30,7 +30,6 @@ struct PartView {
   int32_t segment_tokens;     // S: 128, 256, 512 or 1024
   int32_t columns;            // M of the basis
   const float* basis;         // [columns][S]
-  int32_t sinusoids;          // what they are: 1 dct2, 2 dft (docs/math.md), 0 anything else
   const BandView* bands;      // of head 0, then head 1, ...
   const int32_t* head_bands;  // [kv_heads + 1]: bands of head h are head_bands[h] .. [h + 1]
   const uint16_t* channels;   // channel ids that bands refer to: [kv_heads][head_dim]

@@ -290,6 +290,11 @@ std::vector<CodecCase> UniformCases() {
       {128, 1, 256, kDct, {1}, {}, kBf16},
       {64, 1, 256, BasisKind::kMean, {1}, {4}, kBf16},
       {128, 2, 256, kDct, {8}, {4}, kBf16, {}, true, true},
+      {128, 2, 256, kDct, {}, {16}, kBf16, {8}},
+      {64, 2, 256, kDft, {}, {16}, KvDtype::kFp16, {5}},
+      {128, 1, 256, kDct, {}, {}, kBf16, {3}},
+      {104, 2, 256, kDct, {}, {16}, kBf16, {7}, true, true},
+      {48, 3, 256, kDct, {}, {16}, kBf16},
   };
 }
 
@@ -303,7 +308,10 @@ TEST_F(FourierAttention, OneSegmentOfEveryForm) {
 TEST_F(FourierAttention, UniformHeads) {
   int i = 0;
   for (const CodecCase& test : UniformCases()) {
-    Check(test, kGroups[i++ % 8], {{3, {64, 5}}, {0, {}}, {1, {}}, {9, {1, 64, 17}}, {2, {64}}});
+    for (const int group : {kGroups[i % 8], kGroups[(i + 2) % 8]}) {
+      Check(test, group, {{3, {64, 5}}, {0, {}}, {1, {}}, {9, {1, 64, 17}}, {2, {64}}});
+    }
+    ++i;
   }
 }
 

@@ -67,9 +67,6 @@ PartView WriteTables(const PartLayout& layout, TableWriter* tables) {
   view.head_dim = layout.head_dim;
   view.segment_tokens = layout.segment_tokens;
   view.columns = layout.basis->columns();
-  view.sinusoids = layout.basis->kind() == BasisKind::kDct2  ? 1
-                   : layout.basis->kind() == BasisKind::kDft ? 2
-                                                             : 0;
   view.basis =
       tables->Put(layout.basis->column(0), static_cast<size_t>(view.columns) * view.segment_tokens);
   std::vector<int32_t> head_bands;
