@@ -35,6 +35,17 @@ __device__ __forceinline__ uint16_t QuotientToBf16Up(double x) {
   return static_cast<uint16_t>(bits + (enough ? 0 : 1));
 }
 
+// a * b + c of pairs of bf16, rounded once.
+__device__ __forceinline__ uint32_t FmaBf16(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+__device__ __forceinline__ uint32_t AddBf16(uint32_t a, uint32_t b) {
+  constexpr uint32_t kOnes = 0x3f803f80u;
+  return FmaBf16(a, kOnes, b);
+}
+
 // Received values, and tensor core operands of the same type.
 template <ElementType kType>
 struct Element;
@@ -56,6 +67,17 @@ struct Element<ElementType::kBf16> {
   __device__ static __forceinline__ uint32_t Round(float low, float high) {
     return PackBf16(low, high);
   }
+  // Of pairs; the other value of a NaN.
+  __device__ static __forceinline__ uint32_t Min(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("min.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+  }
+  __device__ static __forceinline__ uint32_t Max(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+  }
 };
 
 template <>
@@ -76,7 +98,25 @@ struct Element<ElementType::kFp16> {
     constexpr float kLargest = 65504.0f;
     return PackF16(fminf(fmaxf(low, -kLargest), kLargest), fminf(fmaxf(high, -kLargest), kLargest));
   }
+  __device__ static __forceinline__ uint32_t Min(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("min.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+  }
+  __device__ static __forceinline__ uint32_t Max(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+  }
 };
+
+// The first of a pair of 16-bit values is in the lower half.
+__device__ __forceinline__ uint32_t LowerHalves(uint32_t first, uint32_t second) {
+  return __byte_perm(first, second, 0x5410);
+}
+__device__ __forceinline__ uint32_t UpperHalves(uint32_t first, uint32_t second) {
+  return __byte_perm(first, second, 0x7632);
+}
 
 // Four 8 x 8 matrices of 16-bit values, of which lanes 8 i to 8 i + 7 point to the rows of matrix
 // i. Lane (r, c) gets (r, 2c), (r, 2c+1) of each, or with kTransposed (2c, r), (2c+1, r).

@@ -1,108 +1,162 @@
-// Resident channels back from their bit planes. Lanes share a channel as in encoding.
+// Resident channels back from their bit planes: 4 of a lane's 8 tokens of a pair of channels at
+// once, as bf16.
 
 #pragma once
 
 #include <cstdint>
 
-#include "kernels/segment_tile.cuh"
+#include "kernels/channel_places.cuh"
+#include "kernels/codec_values.cuh"
+#include "kernels/decode_basis.cuh"
+#include "kernels/decode_channels.cuh"
 
 namespace fourierkv::kernels::codec {
 
-// Integers, or bf16 values, of a lane's 32 tokens of channel j.
-template <int kBits>
-class ResidentCodes {
- public:
-  __device__ __forceinline__ ResidentCodes(const BandView& band, int j, int lane, int lanes,
-                                           const uint8_t* payload) {
-    const uint8_t* const data = payload + band.data_offset;
-    if constexpr (kBits == 16) {
-      const auto* from = reinterpret_cast<const uint2*>(data) + static_cast<int64_t>(j) * 8 * lanes;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const uint2 pairs = __ldg(from + i * lanes + lane);
-        words_[2 * i] = pairs.x;
-        words_[2 * i + 1] = pairs.y;
-      }
-    } else {
-      const auto* from =
-          reinterpret_cast<const uint32_t*>(data) + static_cast<int64_t>(j) * kWords * lanes;
-#pragma unroll
-      for (int e = 0; e < kWords; ++e) words_[e] = __ldg(from + e * lanes + lane);
-      if constexpr (kBits == 3) {
-        const auto* above = reinterpret_cast<const uint32_t*>(payload + band.high_offset);
-        high_ = __ldg(above + static_cast<int64_t>(j) * lanes + lane);
-      }
+// All bits of the halves of which bits 0 and 1 of `which` are set.
+__device__ __forceinline__ uint32_t HalfMask(uint32_t which) {
+  return ((which & 1u) != 0 ? 0xffffu : 0u) | ((which & 2u) != 0 ? 0xffff0000u : 0u);
+}
+
+// A lane's tokens of a channel with 2 to 4 bits. All become a word of 4-bit integers, number k
+// being that of token k S / 8 + i.
+struct WordCodes {
+  uint32_t word = 0;
+
+  __device__ __forceinline__ void Load(const ChannelPlace& place, int tokens, int i, bool narrow,
+                                       const uint8_t* payload) {
+    const auto at = [payload](uint32_t plane, int index) {
+      return __ldg(reinterpret_cast<const uint32_t*>(payload + plane) + index);
+    };
+    if (!narrow || place.bits == 4) {
+      word = at(place.data, i);
+      return;
     }
+    const int words = tokens / 16;  // of the plane of 2 bits; S is a power of two
+    word = at(place.data, i & (words - 1)) >> (i >= words ? 2 : 0) & 0x33333333u;
+    if (place.bits != 3) return;
+    const int upper = tokens / 32;  // words of the plane of 1 bit
+    const uint32_t high = at(place.high, i & (upper - 1)) >> (i / upper);
+    word |= (high & 0x11111111u) << 2;
   }
 
-  // Of the token TokenOf<kBits>(v, ...); v is a constant where loops are unrolled.
-  __device__ __forceinline__ float Value(int v) const {
-    if constexpr (kBits == 16) {
-      return v % 2 == 0 ? LowBf16(words_[v / 2]) : HighBf16(words_[v / 2]);
+  // Tokens 4 half to 4 half + 3, the first channel's in the lower halves.
+  __device__ __forceinline__ static void Unpack(const WordCodes& even, const WordCodes& odd,
+                                                int half, uint32_t (&pairs)[4]) {
+    constexpr uint32_t k128 = 0x43004300u;  // as bf16: what is or-ed to it is added
+    constexpr uint32_t kMinus128 = 0xc300c300u;
+    const uint32_t halves =
+        half == 0 ? LowerHalves(even.word, odd.word) : UpperHalves(even.word, odd.word);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      pairs[k] = AddBf16((halves >> 4 * k & 0x000f000fu) | k128, kMinus128);
     }
-    constexpr uint32_t kTwoTo23 = 0x4b000000u;  // as a float: what is or-ed to it is added
-    uint32_t code;
-    if constexpr (kBits == 8) {
-      code = words_[v / 4] >> 8 * (v % 4) & 0xffu;
-    } else if constexpr (kBits == 3) {
-      code = (words_[v % 2] >> 2 * (v / 2) & 3u) | (high_ >> v & 1u) << 2;
-    } else {
-      code = words_[v % kWords] >> kBits * (v / kWords) & ((1u << kBits) - 1);
-    }
-    return __uint_as_float(kTwoTo23 | code) - __uint_as_float(kTwoTo23);
-  }
-
- private:
-  static constexpr int kWords = kBits == 3 ? 2 : kBits;  // 16 bits: 16 pairs
-  uint32_t words_[kWords];
-  uint32_t high_ = 0;
-};
-
-// What integers of channel j mean; 0 and 1 for bf16 values.
-struct Dequantiser {
-  float offset = 0;
-  float scale = 1;
-
-  Dequantiser() = default;
-  __device__ __forceinline__ Dequantiser(const BandView& band, int j, const uint8_t* payload) {
-    if (band.bits == 16) return;
-    offset = Bf16ToFloat(__ldg(reinterpret_cast<const uint16_t*>(payload + band.zero_offset) + j));
-    scale = Bf16ToFloat(__ldg(reinterpret_cast<const uint16_t*>(payload + band.scale_offset) + j));
   }
 };
 
-// Channel j of a band to a tile; `channel` is its place at token 0.
-template <ElementType kType, int kBits, class Shape>
-__device__ __forceinline__ void DecodeResident(const Shape& shape, const BandView& band, int j,
-                                               int lane, const uint8_t* payload, uint8_t* channel) {
-  const ResidentCodes<kBits> codes(band, j, lane, shape.lanes(), payload);
-  const Dequantiser grid(band, j, payload);
-  const LaneRows<kBits, Shape> rows(shape, lane);
+// 4 of a lane's tokens of a channel with 8 bits.
+struct ByteCodes {
+  uint32_t word = 0;
+
+  __device__ __forceinline__ void Load(const ChannelPlace& place, const TokenOrder& order, int i,
+                                       int half, const uint8_t* payload) {
+    const uint8_t* const from = payload + place.data;
+    if (order.of_k == 1) {
+      word = __ldg(reinterpret_cast<const uint32_t*>(from) + 2 * i + half);
+      return;
+    }
 #pragma unroll
-  for (int v = 0; v < 32; ++v) {
-    const float value =
-        kBits == 16 ? codes.Value(v) : fmaf(codes.Value(v), grid.scale, grid.offset);
-    *reinterpret_cast<uint16_t*>(channel + rows.Row(v)) =
-        static_cast<uint16_t>(Element<kType>::Round(value, value));
+    for (int k = 0; k < 4; ++k) {
+      word |= static_cast<uint32_t>(__ldg(from + order.Token(i, 4 * half + k))) << 8 * k;
+    }
+  }
+
+  __device__ __forceinline__ static void Unpack(const ByteCodes& even, const ByteCodes& odd,
+                                                uint32_t (&pairs)[4]) {
+    const auto value = [](uint32_t word, int byte) {
+      constexpr uint32_t kTwoTo23 = 0x4b000000u;  // as a float: what is or-ed to it is added
+      return __uint_as_float(__byte_perm(word, kTwoTo23, 0x7440 + byte)) -
+             __uint_as_float(kTwoTo23);
+    };
+#pragma unroll
+    for (int k = 0; k < 4; ++k) pairs[k] = PackBf16(value(even.word, k), value(odd.word, k));
+  }
+};
+
+// 4 of a lane's tokens of a channel with 16 bits.
+struct ValueCodes {
+  uint32_t words[2] = {0, 0};
+
+  __device__ __forceinline__ void Load(const ChannelPlace& place, const TokenOrder& order, int i,
+                                       int half, const uint8_t* payload) {
+    const auto* const from = reinterpret_cast<const uint16_t*>(payload + place.data);
+    if (order.of_k == 1) {
+      const uint2 four = __ldg(reinterpret_cast<const uint2*>(from) + 2 * i + half);
+      words[0] = four.x;
+      words[1] = four.y;
+      return;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      words[k / 2] |= static_cast<uint32_t>(__ldg(from + order.Token(i, 4 * half + k)))
+                      << 16 * (k % 2);
+    }
+  }
+
+  __device__ __forceinline__ static void Unpack(const ValueCodes& even, const ValueCodes& odd,
+                                                uint32_t (&pairs)[4]) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      pairs[k] = k % 2 == 0 ? LowerHalves(even.words[k / 2], odd.words[k / 2])
+                            : UpperHalves(even.words[k / 2], odd.words[k / 2]);
+    }
+  }
+};
+
+// A pair of channels: base + step * code. `pair` is already base rounded to kType.
+template <ElementType kType>
+__device__ __forceinline__ uint32_t AddCodes(uint32_t pair, uint32_t codes, uint32_t step,
+                                             float2 base, uint32_t which) {
+  if constexpr (kType == ElementType::kBf16) {
+    return FmaBf16(codes, step & which, pair);  // bases are exact in bf16, and steps of others 0
+  } else {
+    const uint32_t made = Element<kType>::Round(fmaf(LowBf16(codes), LowBf16(step), base.x),
+                                                fmaf(HighBf16(codes), HighBf16(step), base.y));
+    return (made & which) | (pair & ~which);
   }
 }
 
-// DecodeResident with the band's bits.
-template <ElementType kType, class Shape>
-__device__ __forceinline__ void DecodeResidentOfBand(const Shape& shape, const BandView& band,
-                                                     int j, int lane, const uint8_t* payload,
-                                                     uint8_t* channel) {
-  switch (band.bits) {
-    case 2:
-      return DecodeResident<kType, 2>(shape, band, j, lane, payload, channel);
-    case 3:
-      return DecodeResident<kType, 3>(shape, band, j, lane, payload, channel);
-    case 4:
-      return DecodeResident<kType, 4>(shape, band, j, lane, payload, channel);
-    case 8:
-      return DecodeResident<kType, 8>(shape, band, j, lane, payload, channel);
-    default:
-      return DecodeResident<kType, 16>(shape, band, j, lane, payload, channel);
+// Adds the codes of product j's pair of the lane's channels to `out`, for 4 tokens. Bits of `kind`
+// say which of the warp's 32 channels the codes are of.
+template <ElementType kType>
+__device__ __forceinline__ void AddPair(const uint32_t (&pairs)[4], uint32_t kind, int j,
+                                        const LaneChannels& channels, uint32_t (&out)[4][4]) {
+  const int mine = 8 * (static_cast<int>(threadIdx.x) % 4) + 2 * j;
+  const uint32_t which = HalfMask(kind >> mine);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    out[k][j] = AddCodes<kType>(out[k][j], pairs[k], channels.step[j],
+                                {channels.base[2 * j], channels.base[2 * j + 1]}, which);
+  }
+}
+
+// The same from the payload; `places` is of the first of the 32 channels.
+template <class Codes, ElementType kType>
+__device__ __forceinline__ void AddResidents(const ChannelPlace* places, uint32_t kind,
+                                             const LaneChannels& channels, const TokenOrder& order,
+                                             int i, int half, const uint8_t* payload,
+                                             uint32_t (&out)[4][4]) {
+  if (kind == 0) return;
+  const int mine = 8 * (static_cast<int>(threadIdx.x) % 4);
+  Codes codes[8];
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    if ((kind >> (mine + e) & 1u) != 0) codes[e].Load(places[mine + e], order, i, half, payload);
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    uint32_t pairs[4];
+    Codes::Unpack(codes[2 * j], codes[2 * j + 1], pairs);
+    AddPair<kType>(pairs, kind, j, channels, out);
   }
 }
 

@@ -1,127 +1,180 @@
-// Decoding: a block fills a tile in shared memory with a head of a segment, or as many of its
-// channels as fit, spectral ones by tensor cores and resident ones by unpacking, and copies it out
-// in rows.
+// Decoding: a warp makes 32 channels of a head of a segment, 64 tokens at a time, and stores them
+// from registers. Spectral channels are products on tensor cores, resident ones packed
+// multiply-adds on top of them. Warps share tables, but never wait for each other.
 
 #include <algorithm>
 
+#include "kernels/decode_basis.cuh"
+#include "kernels/decode_channels.cuh"
 #include "kernels/decode_residents.cuh"
 #include "kernels/decode_rotated.cuh"
 #include "kernels/decode_segments.h"
-#include "kernels/decode_spectral.cuh"
+#include "kernels/slice_bands.cuh"
 
 namespace fourierkv::kernels {
 namespace codec {
 namespace {
 
-struct DecodeState {
-  SliceBands slice;
-  uint16_t ids[SliceChannels(0)];  // of the slice's channels, in the order of the bands
+constexpr int kDecodeWarps = 8;
+constexpr int kDecodeThreads = 32 * kDecodeWarps;
+constexpr int kWidth = 32;         // channels of a warp
+constexpr int kTokensAtOnce = 64;  // of a warp: 8 of each of 8 rows of operands
+
+// What is in a block's shared memory: the basis, what every warp knows of its channels, and the
+// places of all channels.
+struct DecodeSizes {
+  int32_t table_entries;  // 0 if operands are made when they are needed
+  int32_t stage_bytes;    // of a warp's DecodedChannels
 };
 
-// Starts bringing a head's payload to the second-level cache.
-__device__ __forceinline__ void Prefetch(const PartView& part, const SliceBands& slice,
-                                         const uint8_t* payload) {
-  constexpr int kLine = 128;
-  const BandView& last = slice.bands[slice.count - 1].view;
-  const BandView& first = slice.bands[0].view;
-  const int64_t begin = first.bits == 16 ? first.data_offset : first.scale_offset;
-  const int64_t end = last.data_offset + DataBytes(last, part.segment_tokens);
-  for (int64_t at = begin + kLine * static_cast<int>(threadIdx.x); at < end;
-       at += kLine * kThreads) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(payload + at));
+// Spectral channels, and bases of the others, of tokens (i, 4 half to 4 half + 3) for
+// i = 8 * step + r. `own` are the lane's coefficients of the first group, number 8 j on.
+template <ElementType kType, bool kOneGroup>
+__device__ __forceinline__ void MultiplyBasis(const PartView& part, const DecodeSizes& sizes,
+                                              const BasisTable& table, const TokenOrder& order,
+                                              int step, int half, int groups,
+                                              const LaneChannels& channels, const uint32_t* own,
+                                              uint32_t (&out)[4][4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int k = 0; k < 4; k += 2) {
+    const int rows = 4 * step + 2 * half + k / 2;
+    float sum[4][4] = {};
+    if constexpr (kOneGroup) {
+      const BasisRows basis = table.Read(32 * rows + lane);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) basis.Multiply(sum[j], own[32 * j]);
+    } else {
+      const int i = 8 * step + lane / 4;
+      for (int g = 0; g < groups; ++g) {
+        const BasisRows basis =
+            sizes.table_entries > 0
+                ? table.Read((g * (part.segment_tokens / 16) + rows) * 32 + lane)
+                : MakeBasisRows(part, lane, g, order.Token(i, 4 * half + k),
+                                order.Token(i, 4 * half + k + 1));
+#pragma unroll
+        for (int j = 0; j < 4; ++j) basis.Multiply(sum[j], own[128 * g + 32 * j]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float f[2] = {channels.factor[2 * j], channels.factor[2 * j + 1]};
+      const float b[2] = {channels.base[2 * j], channels.base[2 * j + 1]};
+      out[k][j] = Element<kType>::Round(fmaf(sum[j][0], f[0], b[0]), fmaf(sum[j][1], f[1], b[1]));
+      out[k + 1][j] =
+          Element<kType>::Round(fmaf(sum[j][2], f[0], b[0]), fmaf(sum[j][3], f[1], b[1]));
+    }
   }
 }
 
-// Channels [begin, begin + channels) of a head to the tile.
-template <ElementType kType, class Shape>
-__device__ __forceinline__ void DecodeSlice(const PartView& part, const Shape& shape,
-                                            const DecodeState& state, int channels,
-                                            const uint8_t* payload,
-                                            const SliceCoefficients& coefficients, uint8_t* tile) {
-  const SliceBands& slice = state.slice;
-  const int tokens = shape.tokens();
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (slice.spectral != 0) {
-    LoadCoefficients(slice, state.ids, payload, coefficients);
-    __syncthreads();
-    int turn = 0;
-    for (int first = 0; first < channels; first += 8 * kTilesAtOnce) {
-      const uint32_t spectral = slice.spectral >> first / 8 & ((1u << kTilesAtOnce) - 1);
-      if (spectral == 0) continue;
-      const bool all = channels - first >= 8 * kTilesAtOnce;
-      for (int token = 0; token < tokens; token += 16) {
-        if (turn++ % kWarps != warp) continue;
-        if (all) {  // without branches, making what is not needed costs less than not making it
-          DecodeSpectral<true, kType>(shape, part, coefficients, slice.groups, spectral, token,
-                                      first, tile);
+// The work of a warp: 32 channels, `slice`, of a segment.
+struct DecodeTask {
+  int segment;
+  int slice;
+
+  // Number `turn` of the block's. Which channels a warp has varies, since they are not the same
+  // work.
+  __device__ __forceinline__ DecodeTask(const PartView& part, int slices, int turn) {
+    const int of_head = static_cast<int>(gridDim.x) / part.kv_heads;  // blocks
+    segment = static_cast<int>(blockIdx.x) / part.kv_heads + turn / slices * of_head;
+    slice = (kDecodeWarps % slices == 0 ? turn + turn / kDecodeWarps : turn) % slices;
+  }
+};
+
+// kOneGroup: no more than 8 columns of the basis, whose operands are in the table.
+template <ElementType kType, bool kOneGroup>
+__global__ __launch_bounds__(kDecodeThreads, 2) void DecodeKernel(DecodeSegmentsParams params,
+                                                                  DecodeSizes sizes) {
+  extern __shared__ uint4 shared[];
+  const PartView& part = params.part;
+  const int tokens = part.segment_tokens;
+  const int d = part.head_dim;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int head = static_cast<int>(blockIdx.x) % part.kv_heads;
+  if (RotationOf(part, head) != nullptr) return;
+
+  const BasisTable table = {shared, reinterpret_cast<uint2*>(shared + sizes.table_entries)};
+  auto* const stages = reinterpret_cast<uint8_t*>(table.trailing + sizes.table_entries);
+  auto* const stage = reinterpret_cast<DecodedChannels*>(stages + warp * sizes.stage_bytes);
+  auto* const places = reinterpret_cast<ChannelPlace*>(stages + kDecodeWarps * sizes.stage_bytes);
+  FindPlaces(part, head, places);
+  __syncthreads();
+  bool any = false;
+  for (int channel = static_cast<int>(threadIdx.x); channel < d; channel += kDecodeThreads) {
+    any |= places[channel].coefficients == 0 && places[channel].bits <= 4;
+  }
+  const TokenOrder order(__syncthreads_or(any) != 0, tokens);
+  FillTable(part, sizes.table_entries, order, table);
+  __syncthreads();
+  const float unit = 1.0f / sqrtf(static_cast<float>(tokens));
+
+  const int slices = (d + kWidth - 1) / kWidth;
+  int turn = warp;
+  DecodeTask task(part, slices, turn);
+  if (task.segment >= params.segments) return;
+  const uint8_t* payload = params.payloads[task.segment];
+  while (true) {
+    turn += kDecodeWarps;
+    const DecodeTask next(part, slices, turn);
+    const bool more = next.segment < params.segments;
+    const uint8_t* const next_payload = params.payloads[more ? next.segment : task.segment];
+    const int first = task.slice * kWidth;
+    const int mine = first + 8 * (lane % 4);
+    uint16_t* const to = params.dense[task.segment] + head * params.head_stride + mine;
+    const ChannelPlace* const at = places + first;
+    const ChannelKinds kinds = LoadChannels(at, d - first, unit, payload, stage);
+    const LaneChannels channels(*stage);
+    const uint32_t* const own = reinterpret_cast<const uint32_t*>(stage->coefficients) + lane;
+#pragma unroll 1
+    for (int step = 0; step < tokens / kTokensAtOnce; ++step) {
+      const int i = 8 * step + lane / 4;
+      WordCodes words[8];
+      if (kinds.words != 0) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          const int channel = 8 * (lane % 4) + e;
+          if ((kinds.words >> channel & 1u) != 0) {
+            words[e].Load(at[channel], tokens, i, kinds.narrow, payload);
+          }
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        uint32_t out[4][4];
+        if (kinds.spectral != 0) {
+          MultiplyBasis<kType, kOneGroup>(part, sizes, table, order, step, half, kinds.groups,
+                                          channels, own, out);
         } else {
-          DecodeSpectral<false, kType>(shape, part, coefficients, slice.groups, spectral, token,
-                                       first, tile);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const uint32_t base =
+                Element<kType>::Round(channels.base[2 * j], channels.base[2 * j + 1]);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) out[k][j] = base;
+          }
+        }
+        if (kinds.words != 0) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            uint32_t pairs[4];
+            WordCodes::Unpack(words[2 * j], words[2 * j + 1], half, pairs);
+            AddPair<kType>(pairs, kinds.words, j, channels, out);
+          }
+        }
+        AddResidents<ByteCodes, kType>(at, kinds.bytes, channels, order, i, half, payload, out);
+        AddResidents<ValueCodes, kType>(at, kinds.values, channels, order, i, half, payload, out);
+        if (mine >= d) continue;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          *reinterpret_cast<uint4*>(to + order.Token(i, 4 * half + k) * d) = {out[k][0], out[k][1],
+                                                                              out[k][2], out[k][3]};
         }
       }
     }
-  }
-  __syncthreads();  // resident channels overwrite what was made for their neighbours' sake
-  const int lanes = shape.lanes();
-  const int together = 32 / lanes;
-  int turn = 0;
-  for (int b = 0; b < slice.count; ++b) {
-    const SliceBand& band = slice.bands[b];
-    if (band.view.coefficients > 0) continue;
-    const int count = band.end - band.begin;
-    const int units = (count + together - 1) / together;
-    for (int u = (warp + kWarps - turn % kWarps) % kWarps; u < units; u += kWarps) {
-      const int j = u * together + lane / lanes;
-      if (j >= count) continue;
-      DecodeResidentOfBand<kType>(shape, band.view, band.begin + j, lane % lanes, payload,
-                                  tile + 2 * state.ids[band.first + j]);
-    }
-    turn += units;
-  }
-  __syncthreads();
-}
-
-template <ElementType kType, class Shape>
-__global__ __launch_bounds__(kThreads, 3) void DecodeKernel(DecodeSegmentsParams params, int slices,
-                                                            int coefficient_row, Shape shape) {
-  extern __shared__ uint4 shared[];
-  __shared__ DecodeState state;
-  const PartView& part = params.part;
-  const int width = SliceChannels(shape.tokens());
-  auto* const tile = reinterpret_cast<uint8_t*>(shared);
-  SliceCoefficients coefficients;
-  coefficients.c = reinterpret_cast<uint16_t*>(tile + TileBytes(shape.tokens(), shape.pitch()));
-  coefficients.row = coefficient_row;
-  coefficients.scale = reinterpret_cast<float*>(coefficients.c + width * coefficient_row);
-
-  const int of_segment = part.kv_heads * slices;
-  int described = -1;  // which head and slice `state` is about: usually the same for all of a block
-  for (int index = static_cast<int>(blockIdx.x); index < params.segments * of_segment;
-       index += static_cast<int>(gridDim.x)) {
-    const int within = index % of_segment;
-    const int head = within / slices;
-    if (RotationOf(part, head) != nullptr) continue;
-    const int segment = index / of_segment;
-    const int begin = within % slices * width;
-    const int channels = min(width, part.head_dim - begin);
-    const uint8_t* const payload = params.payloads[segment];
-    const int next = segment + static_cast<int>(gridDim.x) / of_segment;
-    const uint8_t* const next_payload = params.payloads[min(next, params.segments - 1)];
-    if (described != within) {
-      if (threadIdx.x < 32) {
-        FindBands(part, head, begin, begin + channels, &state.slice, state.ids);
-      }
-      __syncthreads();
-      described = within;
-    }
-    Prefetch(part, state.slice, next_payload);
-    DecodeSlice<kType>(part, shape, state, channels, payload, coefficients, tile);
-    uint16_t* const out = params.dense[segment] + head * params.head_stride + begin;
-    ForEachPiece(shape, part.head_dim, shape.tokens(), channels, [tile, out](int place, int at) {
-      *reinterpret_cast<uint4*>(out + at) = *reinterpret_cast<const uint4*>(tile + place);
-    });
-    __syncthreads();
+    if (!more) return;
+    task = next;
+    payload = next_payload;
   }
 }
 
@@ -143,15 +196,19 @@ bool Valid(const DecodeSegmentsParams& params) {
          (params.dtype == ElementType::kBf16 || params.dtype == ElementType::kFp16);
 }
 
-template <ElementType kType, class Shape>
-cudaError_t LaunchPlain(const DecodeSegmentsParams& params, const Shape& shape,
-                        cudaStream_t stream) {
+template <ElementType kType>
+cudaError_t Launch(const DecodeSegmentsParams& params, cudaStream_t stream) {
   const PartView& part = params.part;
-  const int width = SliceChannels(shape.tokens());
-  const int slices = (part.head_dim + width - 1) / width;
-  const int row = (part.columns + 7) / 8 * 8;
-  const int shared = TileBytes(shape.tokens(), shape.pitch()) + width * (4 + 2 * row);
-  const auto kernel = DecodeKernel<kType, Shape>;
+  const int groups = (part.columns + 7) / 8;
+  constexpr int kMostEntries = 2048;  // 48 KiB
+  const int entries = groups * part.segment_tokens * 2;
+  DecodeSizes sizes = {};
+  if (entries <= kMostEntries) sizes.table_entries = entries;
+  sizes.stage_bytes = DecodedChannels::Bytes(groups);
+  const auto kernel = groups == 1 ? DecodeKernel<kType, true> : DecodeKernel<kType, false>;
+  const int shared = sizes.table_entries * static_cast<int>(sizeof(uint4) + sizeof(uint2)) +
+                     kDecodeWarps * sizes.stage_bytes +
+                     part.head_dim * static_cast<int>(sizeof(ChannelPlace));
   cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (status != cudaSuccess) return status;
@@ -162,24 +219,15 @@ cudaError_t LaunchPlain(const DecodeSegmentsParams& params, const Shape& shape,
   if (status != cudaSuccess) return status;
   status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (status != cudaSuccess) return status;
-  status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, shared);
+  status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kDecodeThreads, shared);
   if (status != cudaSuccess) return status;
-  // If all blocks have as many tiles of one head only, they need not look it up again.
-  const int of_segment = part.kv_heads * slices;
-  int grid = std::min(params.segments * of_segment, processors * std::max(blocks, 1));
-  if (grid > of_segment) grid -= grid % of_segment;
-  kernel<<<grid, kThreads, shared, stream>>>(params, slices, row, shape);
-  return cudaGetLastError();
-}
-
-template <ElementType kType>
-cudaError_t Launch(const DecodeSegmentsParams& params, cudaStream_t stream) {
-  const PartView& part = params.part;
-  const int pitch = TilePitch(std::min(part.head_dim, SliceChannels(part.segment_tokens)));
-  const cudaError_t status =
-      part.segment_tokens == 256 && pitch == 17
-          ? LaunchPlain<kType>(params, TileShape<256, 17>{}, stream)
-          : LaunchPlain<kType>(params, TileShape<0, 0>{part.segment_tokens, pitch}, stream);
+  // A block stays with one head.
+  const int slices = (part.head_dim + kWidth - 1) / kWidth;
+  const int work = (params.segments * slices + kDecodeWarps - 1) / kDecodeWarps;
+  const int of_head =
+      std::clamp(processors * blocks / part.kv_heads, 1, std::min(work, params.segments));
+  kernel<<<of_head * part.kv_heads, kDecodeThreads, shared, stream>>>(params, sizes);
+  status = cudaGetLastError();
   if (status != cudaSuccess || part.rotations == nullptr) return status;
   return LaunchDecodeRotated(params, stream);
 }

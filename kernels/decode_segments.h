@@ -26,7 +26,7 @@ struct DecodeSegmentsParams {
 // Nothing is enqueued in case of
 //   cudaErrorInvalidValue  null or misaligned tables, sizes out of bounds
 // and not all is decoded in case of
-//   cudaErrorNotSupported  rotated heads too wide for the device's shared memory: 163 KiB a block
+//   cudaErrorNotSupported  rotated heads too wide for the device's shared memory: 99 KiB a block
 //                          are too few for 512 channels
 // or what the runtime reports.
 cudaError_t LaunchDecodeSegments(const DecodeSegmentsParams& params, cudaStream_t stream);

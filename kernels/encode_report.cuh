@@ -22,7 +22,7 @@ constexpr int32_t kNone = INT_MAX;
 constexpr float kLargestMagnitude = 1e30f;
 
 struct EncodeWorkspace {
-  BasisOperands basis;
+  uint4* basis;  // [groups][S / 16][32]: BasisOperands
   // U of rotated heads in units of 1 / 32767, columns in the order of the bands:
   int16_t* columns;  // [kv_heads][head_dim][head_dim]
   // and as tensor core operands: a multiple of 256 and the rest, 16 rows (a step) by one column

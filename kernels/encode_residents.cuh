@@ -28,57 +28,127 @@ struct Totals {
   }
 };
 
-// Values of a channel in a tile of 16-bit values as received.
+// Sums and extremes over the lanes of a channel.
+template <class Function>
+__device__ __forceinline__ float ReduceLanes(float x, int lanes, Function function) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+    x = function(x, __shfl_xor_sync(0xffffffffu, x, distance));
+  }
+  return x;
+}
+
+// Which of its 32 values (TokenOf) a lane keeps as pair i: those that become neighbouring integers,
+// or 16-bit values, of a word.
+template <int kBits>
+__device__ constexpr int FirstOfPair(int i) {
+  return kBits <= 4 ? i : kBits == 8 ? i / 2 * 4 + i % 2 : 2 * i;
+}
+template <int kBits>
+__device__ constexpr int SecondOfPair(int i) {
+  return FirstOfPair<kBits>(i) + (kBits <= 4 ? 16 : kBits == 8 ? 2 : 1);
+}
+
+// A lane's values of a channel in a tile of 16-bit values as received.
 template <ElementType kType, class Shape>
-struct TileChannel {
-  const uint8_t* channel;  // at token 0
-  const Shape& shape;
+class TileChannel {
+ public:
+  static constexpr bool kExactInBf16 = kType == ElementType::kBf16;
+  static constexpr bool kOffsetsFold = true;  // see Grid
+  static constexpr bool kAddsEnergy = false;  // tensor cores have done so
+
+  __device__ __forceinline__ TileChannel(const uint8_t* channel, const Shape& shape)
+      : channel_(channel), shape_(shape) {}
 
   template <int kBits>
-  __device__ __forceinline__ void Load(int lane, float (&x)[32]) const {
-    const LaneRows<kBits, Shape> rows(shape, lane);
+  __device__ __forceinline__ void Load(int lane) {
+    const LaneRows<kBits, Shape> rows(shape_, lane);
+    const auto at = [&](int v) -> uint32_t {
+      return *reinterpret_cast<const uint16_t*>(channel_ + rows.Row(v));
+    };
 #pragma unroll
-    for (int v = 0; v < 32; ++v) {
-      x[v] = Element<kType>::ToFloat(*reinterpret_cast<const uint16_t*>(channel + rows.Row(v)));
+    for (int i = 0; i < 16; ++i) {
+      pairs_[i] = LowerHalves(at(FirstOfPair<kBits>(i)), at(SecondOfPair<kBits>(i)));
     }
   }
+  __device__ __forceinline__ float2 Pair(int i) const { return Element<kType>::Unpack(pairs_[i]); }
+  __device__ __forceinline__ uint32_t Bits(int i) const { return pairs_[i]; }
+
+  // The least and the greatest value of the channel's `lanes` lanes.
+  __device__ __forceinline__ float2 Extremes(int lanes) const {
+    uint32_t low = pairs_[0];
+    uint32_t high = pairs_[0];
+#pragma unroll
+    for (int i = 1; i < 16; ++i) {
+      low = Element<kType>::Min(low, pairs_[i]);
+      high = Element<kType>::Max(high, pairs_[i]);
+    }
+    // Both are a minimum, of values and of what they are negated.
+    const uint32_t negated = high ^ 0x80008000u;
+    uint32_t least = Element<kType>::Min(LowerHalves(low, negated), UpperHalves(low, negated));
+    for (int distance = lanes / 2; distance > 0; distance /= 2) {
+      least = Element<kType>::Min(least, __shfl_xor_sync(0xffffffffu, least, distance));
+    }
+    const float2 found = Element<kType>::Unpack(least);
+    return {found.x, -found.y};
+  }
+
+ private:
+  const uint8_t* channel_;  // at token 0
+  const Shape& shape_;
+  uint32_t pairs_[16];
 };
 
-// Values of a channel in floats, one token after the other.
-struct FloatChannel {
-  const float* channel;
-  int lanes;
+// A lane's values of a channel that stands in floats, one token after the other.
+class FloatChannel {
+ public:
+  static constexpr bool kExactInBf16 = false;
+  static constexpr bool kOffsetsFold = false;
+  static constexpr bool kAddsEnergy = true;
+
+  __device__ __forceinline__ FloatChannel(const float* channel, int lanes)
+      : channel_(channel), lanes_(lanes) {}
 
   template <int kBits>
-  __device__ __forceinline__ void Load(int lane, float (&x)[32]) const {
-    if constexpr (kBits <= 4) {
+  __device__ __forceinline__ void Load(int lane) {
 #pragma unroll
-      for (int v = 0; v < 32; ++v) x[v] = channel[TokenOf<kBits>(v, lane, lanes)];
-    } else {
-#pragma unroll
-      for (int v = 0; v < 32; v += 4) {
-        const float4 four =
-            *reinterpret_cast<const float4*>(channel + TokenOf<kBits>(v, lane, lanes));
-        x[v] = four.x;
-        x[v + 1] = four.y;
-        x[v + 2] = four.z;
-        x[v + 3] = four.w;
-      }
+    for (int i = 0; i < 16; ++i) {
+      pairs_[i] = {channel_[TokenOf<kBits>(FirstOfPair<kBits>(i), lane, lanes_)],
+                   channel_[TokenOf<kBits>(SecondOfPair<kBits>(i), lane, lanes_)]};
     }
   }
+  __device__ __forceinline__ float2 Pair(int i) const { return pairs_[i]; }
+
+  __device__ __forceinline__ float2 Extremes(int lanes) const {
+    float low = pairs_[0].x;
+    float high = pairs_[0].x;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      low = fminf(low, fminf(pairs_[i].x, pairs_[i].y));
+      high = fmaxf(high, fmaxf(pairs_[i].x, pairs_[i].y));
+    }
+    return {ReduceLanes(low, lanes, [](float a, float b) { return fminf(a, b); }),
+            ReduceLanes(high, lanes, [](float a, float b) { return fmaxf(a, b); })};
+  }
+
+ private:
+  const float* channel_;
+  int lanes_;
+  float2 pairs_[16];
 };
 
-// Adding it to a small number leaves the nearest integer, ties to even, in the lowest bits.
-constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
-constexpr uint32_t kRounderBits = 0x4b400000u;
-
-// q stands for offset + scale * q, q from 0 to 2^kBits - 1.
+// q stands for offset + scale * q, q from 0 to 2^kBits - 1. Integers are made in pairs, by rounding
+// kMagic + q to a 16-bit type whose unit is 1 there. What is rounded is a float near kMagic, whose
+// last place is coarser than its error; so a quotient that is a tie is one exactly, and takes the
+// even integer.
 template <int kBits>
 struct Grid {
   static constexpr int kLevels = (1 << kBits) - 1;
   static constexpr bool kClips = GridTrimCount(kBits) > 1;
+  static constexpr ElementType kType = kBits == 8 ? ElementType::kFp16 : ElementType::kBf16;
+  static constexpr float kMagic = kBits == 8 ? 1024.0f : 128.0f;
+  static constexpr uint32_t kMagicBits = kBits == 8 ? 0x64006400u : 0x43004300u;
 
-  float offset, scale, reciprocal;
+  float offset, scale, reciprocal, constant;
   uint16_t offset_bits, scale_bits;
 
   // Over [low, high], less a fraction of it at both ends.
@@ -89,86 +159,102 @@ struct Grid {
     scale_bits = QuotientToBf16Up<kLevels>(__dsub_rn(__dsub_rn(high, cut), offset));
     scale = Bf16ToFloat(scale_bits);
     reciprocal = scale > 0 ? fminf(1.0f / scale, FLT_MAX) : 0.0f;
+    constant = fmaf(-offset, reciprocal, kMagic);
   }
 
-  // kRounder plus the integer of x, and the error x - x^. Ties take the even integer: quotients are
-  // correctly rounded.
-  __device__ __forceinline__ float Quantise(float x, float* error) const {
-    const float shifted = x - offset;
-    float quotient = shifted * reciprocal;
-    quotient = fmaf(fmaf(-quotient, scale, shifted), reciprocal, quotient);
-    float t = quotient + kRounder;
-    if (kClips) t = fminf(fmaxf(t, kRounder), kRounder + kLevels);
-    *error = fmaf(kRounder - t, scale, shifted);
-    return t;
+  // kMagic plus the quotient. Values that have 8 or 11 bits are never so close together that the
+  // offset may not be subtracted behind the product.
+  template <bool kOffsetsFold>
+  __device__ __forceinline__ float2 Quotients(float2 x) const {
+    if constexpr (kOffsetsFold) {
+      return {fmaf(x.x, reciprocal, constant), fmaf(x.y, reciprocal, constant)};
+    } else {
+      return {fmaf(x.x - offset, reciprocal, kMagic), fmaf(x.y - offset, reciprocal, kMagic)};
+    }
+  }
+
+  // kMagicBits plus the integers.
+  __device__ __forceinline__ uint32_t Integers(float2 quotients) const {
+    uint32_t pair;
+    if constexpr (kBits == 8) {
+      pair = PackF16(quotients.x, quotients.y);
+    } else {
+      pair = PackBf16(quotients.x, quotients.y);
+    }
+    if constexpr (kClips) {
+      constexpr uint32_t kMost = kMagicBits + kLevels * 0x10001u;
+      pair = Element<kType>::Min(Element<kType>::Max(pair, kMagicBits), kMost);
+    }
+    return pair;
+  }
+
+  // Adds the squared errors in units of a step.
+  __device__ __forceinline__ static void AddSquares(float2 quotients, uint32_t integers,
+                                                    float (&squares)[2]) {
+    const float2 q = Element<kType>::Unpack(integers);
+    const float x = quotients.x - q.x;
+    const float y = quotients.y - q.y;
+    squares[0] = fmaf(x, x, squares[0]);
+    squares[1] = fmaf(y, y, squares[1]);
+  }
+  // In units of x^2.
+  __device__ __forceinline__ float Squares(const float (&squares)[2]) const {
+    return (squares[0] + squares[1]) * scale * scale;
   }
 };
 
-// Sums and extremes over the lanes of a channel.
-template <class Function>
-__device__ __forceinline__ float ReduceLanes(float x, int lanes, Function function) {
-  for (int distance = lanes / 2; distance > 0; distance /= 2) {
-    x = function(x, __shfl_xor_sync(0xffffffffu, x, distance));
-  }
-  return x;
-}
-
-// What the bits of kRounder add up to in a word that integers were added to with them.
-template <int kBits>
-__device__ constexpr uint32_t RounderBitsInWord() {
+// A word of integers from pairs first, first + step, ...
+template <int kBits, class Source>
+__device__ __forceinline__ uint32_t MakeWord(const Grid<kBits>& grid, const Source& x, int first,
+                                             int step, float (&squares)[2]) {
   uint32_t word = 0;
-  for (int k = 0; k < 32 / kBits; ++k) word = (word << kBits) + kRounderBits;
-  return word;
-}
-
-// A word of integers, of which number k is that of x[first + k * kStep].
-template <int kBits, int kStep>
-__device__ __forceinline__ uint32_t MakeWord(const Grid<kBits>& grid, const float (&x)[32],
-                                             int first, float* squares) {
-  uint32_t word = 0;
+  uint32_t magic = 0;
 #pragma unroll
-  for (int k = 32 / kBits - 1; k >= 0; --k) {
-    float error;
-    word = (word << kBits) + __float_as_uint(grid.Quantise(x[first + k * kStep], &error));
-    *squares = fmaf(error, error, *squares);
+  for (int k = 0; k < 16 / kBits; ++k) {
+    const float2 quotients =
+        grid.template Quotients<Source::kOffsetsFold>(x.Pair(first + k * step));
+    const uint32_t pair = grid.Integers(quotients);
+    grid.AddSquares(quotients, pair, squares);
+    word += pair << kBits * k;
+    magic += Grid<kBits>::kMagicBits << kBits * k;
   }
-  return word - RounderBitsInWord<kBits>();
+  return word - magic;
 }
 
-// The two words of the plane of lower bits, number k of word e being x[2 k + e], and the word of
-// the plane of upper bits.
-__device__ __forceinline__ void MakePlanes(const Grid<3>& grid, const float (&x)[32],
-                                           uint32_t (&low)[2], uint32_t* high, float* squares) {
+// The two words of the plane of lower bits and the word of the plane of upper bits.
+template <class Source>
+__device__ __forceinline__ void MakePlanes(const Grid<3>& grid, const Source& x, uint32_t (&low)[2],
+                                           uint32_t* high, float (&squares)[2]) {
   low[0] = low[1] = *high = 0;
 #pragma unroll
-  for (int v = 31; v >= 0; --v) {
-    float error;
-    const uint32_t code = __float_as_uint(grid.Quantise(x[v], &error));
-    *squares = fmaf(error, error, *squares);
-    low[v % 2] = low[v % 2] << 2 | (code & 3u);
-    *high = *high << 1 | (code >> 2 & 1u);
+  for (int i = 0; i < 16; ++i) {
+    const float2 quotients = grid.template Quotients<Source::kOffsetsFold>(x.Pair(i));
+    const uint32_t pair = grid.Integers(quotients);
+    grid.AddSquares(quotients, pair, squares);
+    low[i % 2] |= (pair & 0x00030003u) << 2 * (i / 2);
+    *high |= (pair >> 2 & 0x00010001u) << i;
   }
 }
 
 // The first of the possible grids that has the least squared error.
-template <int kBits>
-__device__ __forceinline__ void ChooseGrid(Grid<kBits>* grid, float low, float high,
-                                           const float (&x)[32], int lanes) {
-  grid->Lay(low, high, 0);
+template <int kBits, class Source>
+__device__ __forceinline__ void ChooseGrid(Grid<kBits>* grid, float2 extremes, const Source& x,
+                                           int lanes) {
+  grid->Lay(extremes.x, extremes.y, 0);
   if constexpr (GridTrimCount(kBits) > 1) {
     float least = 0;
 #pragma unroll 1
     for (int i = 0; i < GridTrimCount(kBits); ++i) {
       Grid<kBits> trial;
-      trial.Lay(low, high, GridTrim(kBits, i));
-      float sum = 0;
+      trial.Lay(extremes.x, extremes.y, GridTrim(kBits, i));
+      float squares[2] = {0, 0};
 #pragma unroll
-      for (int v = 0; v < 32; ++v) {
-        float error;
-        trial.Quantise(x[v], &error);
-        sum = fmaf(error, error, sum);
+      for (int p = 0; p < 16; ++p) {
+        const float2 quotients = trial.template Quotients<Source::kOffsetsFold>(x.Pair(p));
+        trial.AddSquares(quotients, trial.Integers(quotients), squares);
       }
-      sum = ReduceLanes(sum, lanes, [](float a, float b) { return a + b; });
+      const float sum =
+          ReduceLanes(trial.Squares(squares), lanes, [](float a, float b) { return a + b; });
       if (i > 0 && sum >= least) continue;
       least = sum;
       *grid = trial;
@@ -176,44 +262,39 @@ __device__ __forceinline__ void ChooseGrid(Grid<kBits>* grid, float low, float h
   }
 }
 
+// Pair i as bf16, and its squared error.
+template <class Source>
+__device__ __forceinline__ uint32_t Stored(const Source& x, int i, float* error) {
+  if constexpr (Source::kExactInBf16) {
+    return x.Bits(i);
+  } else {
+    const float2 pair = x.Pair(i);
+    const uint32_t bits = PackBf16(pair.x, pair.y);
+    const float first = pair.x - LowBf16(bits);
+    const float second = pair.y - HighBf16(bits);
+    *error = fmaf(first, first, fmaf(second, second, *error));
+    return bits;
+  }
+}
+
 // Channel j of a band, lane `lane` of those that share it; all lanes of a warp must come here
 // together. Nothing is stored or added if not `active`.
 template <int kBits, class Source>
-__device__ __forceinline__ void EncodeResident(const Source& source, const BandView& band, int j,
-                                               bool active, int lane, int lanes, uint8_t* payload,
+__device__ __forceinline__ void EncodeResident(Source x, const BandView& band, int j, bool active,
+                                               int lane, int lanes, uint8_t* payload,
                                                Totals* totals) {
-  float x[32];
-  source.template Load<kBits>(lane, x);
-  float energies[2] = {0, 0};
-#pragma unroll
-  for (int v = 0; v < 32; ++v) energies[v % 2] = fmaf(x[v], x[v], energies[v % 2]);
+  x.template Load<kBits>(lane);
   uint8_t* const data = payload + band.data_offset;
-  float squares = 0;
+  float error = 0;
   if constexpr (kBits == 16) {
     auto* to = reinterpret_cast<uint2*>(data) + static_cast<int64_t>(j) * 8 * lanes + lane;
 #pragma unroll
-    for (int v = 0; v < 32; v += 4) {
-      const uint2 pairs = {PackBf16(x[v], x[v + 1]), PackBf16(x[v + 2], x[v + 3])};
-      if (active) to[v / 4 * lanes] = pairs;
-      const float stored[4] = {LowBf16(pairs.x), HighBf16(pairs.x), LowBf16(pairs.y),
-                               HighBf16(pairs.y)};
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        squares = fmaf(x[v + e] - stored[e], x[v + e] - stored[e], squares);
-      }
+    for (int w = 0; w < 8; ++w) {
+      if (active) to[w * lanes] = {Stored(x, 2 * w, &error), Stored(x, 2 * w + 1, &error)};
     }
   } else {
-    float low = x[0];
-    float high = x[0];
-#pragma unroll
-    for (int v = 1; v < 32; ++v) {
-      low = fminf(low, x[v]);
-      high = fmaxf(high, x[v]);
-    }
-    low = ReduceLanes(low, lanes, [](float a, float b) { return fminf(a, b); });
-    high = ReduceLanes(high, lanes, [](float a, float b) { return fmaxf(a, b); });
     Grid<kBits> grid;
-    ChooseGrid(&grid, low, high, x, lanes);
+    ChooseGrid(&grid, x.Extremes(lanes), x, lanes);
     if (active && lane == 0) {
       reinterpret_cast<uint16_t*>(payload + band.scale_offset)[j] = grid.scale_bits;
       reinterpret_cast<uint16_t*>(payload + band.zero_offset)[j] = grid.offset_bits;
@@ -221,9 +302,10 @@ __device__ __forceinline__ void EncodeResident(const Source& source, const BandV
     constexpr int kWords = kBits == 3 ? 2 : kBits;
     auto* words =
         reinterpret_cast<uint32_t*>(data) + static_cast<int64_t>(j) * kWords * lanes + lane;
+    float squares[2] = {0, 0};
     if constexpr (kBits == 3) {
       uint32_t lower[2], upper;
-      MakePlanes(grid, x, lower, &upper, &squares);
+      MakePlanes(grid, x, lower, &upper, squares);
       if (active) {
         words[0] = lower[0];
         words[lanes] = lower[1];
@@ -234,15 +316,25 @@ __device__ __forceinline__ void EncodeResident(const Source& source, const BandV
 #pragma unroll
       for (int e = 0; e < kWords; ++e) {
         // 8 bits: word e is of four neighbours; fewer: of every kWords-th value.
-        constexpr int kStep = kBits == 8 ? 1 : kWords;
-        const uint32_t word = MakeWord<kBits, kStep>(grid, x, kBits == 8 ? 4 * e : e, &squares);
+        const uint32_t word = kBits == 8 ? MakeWord<kBits>(grid, x, 2 * e, 1, squares)
+                                         : MakeWord<kBits>(grid, x, e, kWords, squares);
         if (active) words[e * lanes] = word;
       }
     }
+    error = grid.Squares(squares);
   }
   if (!active) return;
-  totals->AddEnergy(energies[0] + energies[1]);
-  totals->error += squares;
+  if constexpr (Source::kAddsEnergy) {
+    float energies[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const float2 pair = x.Pair(i);
+      energies[0] = fmaf(pair.x, pair.x, energies[0]);
+      energies[1] = fmaf(pair.y, pair.y, energies[1]);
+    }
+    totals->AddEnergy(energies[0] + energies[1]);
+  }
+  totals->error += error;
 }
 
 // EncodeResident with the band's bits.

@@ -64,8 +64,8 @@ __device__ __forceinline__ void LoadRows(const PartView& part, const Shape& shap
 // B^T X of the tile, whose first token is `first`.
 template <ElementType kType>
 __device__ __forceinline__ void Project(const PartView& part, const Shape& shape,
-                                        const RotatedHead& head, const BasisOperands& basis,
-                                        int groups, int first, int rows, Totals* totals) {
+                                        const RotatedHead& head, BasisOperands basis, int groups,
+                                        int first, int rows, Totals* totals) {
   const int warp = threadIdx.x / 32;
   for (int from = 16 * warp; from < part.head_dim; from += 16 * kWarps) {
     ProjectChannels<kType>(shape, head.tile + 2 * from, part.head_dim - from >= 16 ? 2 : 1, basis,
@@ -122,11 +122,11 @@ __device__ __forceinline__ void EncodeCoefficients(const PartView& part, const R
       for (int j = max(0, first - position) + static_cast<int>(threadIdx.x);
            j < min(band.size, first + count - position); j += kThreads) {
         const float* const c = head.y + position + j - first;
-        totals->error += squares_of(c, count);
-        if (band.coefficients == 0) continue;
-        double kept;
-        totals->error += StoreCoefficients(band, j, c, count, head.payload, &kept);
-        totals->error -= kept;
+        auto rest = static_cast<float>(squares_of(c, count));
+        if (band.coefficients > 0) {
+          totals->error += StoreCoefficients(band, j, c, count, head.payload, &rest);
+        }
+        totals->error += rest;
       }
     }
     __syncthreads();
@@ -254,9 +254,8 @@ __global__ __launch_bounds__(kThreads, 2) void EncodeRotatedKernel(EncodeSegment
           const int column = u * together + lane / lanes;
           const bool active = column < count;
           const int mine = active ? column : count - 1;
-          const FloatChannel source = {head.y + mine * YRow(part), lanes};
-          EncodeResidentOfBand(source, band, from + mine, active, lane % lanes, lanes, head.payload,
-                               &residents);
+          EncodeResidentOfBand(FloatChannel(head.y + mine * YRow(part), lanes), band, from + mine,
+                               active, lane % lanes, lanes, head.payload, &residents);
         }
         __syncthreads();
       }

@@ -21,30 +21,6 @@ struct TileState {
   double sums[2 * kWarps];
 };
 
-// The tiles of a block, of heads that are not rotated, in steps of the grid.
-struct Tile {
-  int segment;
-  int within;  // head * slices + slice
-
-  // False if there is none from here on.
-  __device__ __forceinline__ bool SkipRotated(const EncodeSegmentsParams& params, int slices) {
-    if (params.part.rotations != nullptr) {
-      while (segment < params.segments && params.part.rotations[within / slices] != nullptr) {
-        Advance(params.part.kv_heads * slices);
-      }
-    }
-    return segment < params.segments;
-  }
-  __device__ __forceinline__ void Advance(int of_segment) {
-    const int grid = static_cast<int>(gridDim.x);
-    segment += grid / of_segment;
-    within += grid % of_segment;
-    if (within < of_segment) return;
-    within -= of_segment;
-    ++segment;
-  }
-};
-
 template <ElementType kType, class Shape>
 __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams params,
                                                             EncodeWorkspace workspace,
@@ -54,7 +30,18 @@ __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams
   const PartView& part = params.part;
   const int tokens = shape.tokens();
   const int width = SliceChannels(tokens);
+  // A block stays with a slice of a head.
   const int of_segment = part.kv_heads * workspace.slices;
+  const int within = static_cast<int>(blockIdx.x) % of_segment;
+  const int head = within / workspace.slices;
+  const int slice = within - head * workspace.slices;
+  const int begin = slice * width;
+  const int channels = min(width, part.head_dim - begin);
+  if (RotationOf(part, head) != nullptr) return;
+  const int step = static_cast<int>(gridDim.x) / of_segment;
+  int segment = static_cast<int>(blockIdx.x) / of_segment;
+  if (segment >= params.segments) return;
+
   auto* const tile_bytes = reinterpret_cast<uint8_t*>(shared);
   const uint32_t tile = SharedAddress(shared);
   const int c_row = width + 8;  // no bank conflicts between rows
@@ -64,37 +51,21 @@ __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams
   const int lane = threadIdx.x % 32;
   const int lanes = shape.lanes();
   const int together = 32 / lanes;  // channels that a warp quantises at once
-
-  const auto start = [&](const Tile& next, const uint16_t* segment) {
-    const int head = next.within / workspace.slices;
-    const int from = (next.within - head * workspace.slices) * width;
-    StartLoad(shape, tile, segment + head * params.head_stride + from, part.head_dim, tokens,
-              min(width, part.head_dim - from));
+  const auto start = [&](const uint16_t* dense) {
+    StartLoad(shape, tile, dense + head * params.head_stride + begin, part.head_dim, tokens,
+              channels);
   };
 
-  Tile at = {static_cast<int>(blockIdx.x) / of_segment, static_cast<int>(blockIdx.x) % of_segment};
-  if (!at.SkipRotated(params, workspace.slices)) return;
-  start(at, params.dense[at.segment]);
-  int described = -1;  // what `state` is about: usually the same for all tiles of a block
+  start(params.dense[segment]);
+  if (warp == 0) {
+    FindBands(part, head, begin, begin + channels, &state.slice, state.ids);
+    if (lane == 0) state.large = state.normal = 0;
+  }
   while (true) {
-    const int head = at.within / workspace.slices;
-    const int slice = at.within - head * workspace.slices;
-    const int begin = slice * width;
-    const int channels = min(width, part.head_dim - begin);
-    uint8_t* const payload = params.payloads[at.segment];
-    Tile next = at;
-    next.Advance(of_segment);
-    const bool more = next.SkipRotated(params, workspace.slices);
-    const uint16_t* const next_segment = params.dense[more ? next.segment : at.segment];
-    if (warp == 0) {
-      if (described != at.within) {
-        FindBands(part, head, begin, begin + channels, &state.slice, state.ids);
-      }
-      if (lane == 0) state.large = state.normal = 0;
-      __syncwarp();
-      if (begin == 0) ZeroPadding(part, state.slice, payload);
-    }
-    described = at.within;
+    uint8_t* const payload = params.payloads[segment];
+    const int next = segment + step;
+    const bool more = next < params.segments;
+    const uint16_t* const next_dense = params.dense[more ? next : segment];
     WaitForCopies<0>();
     __syncthreads();
 
@@ -109,14 +80,14 @@ __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams
         const bool active = j < band.end;
         const int mine = active ? j : band.end - 1;
         const int channel = state.ids[band.first + mine - band.begin];
-        const TileChannel<kType, Shape> source = {tile_bytes + 2 * channel, shape};
-        EncodeResidentOfBand(source, band.view, mine, active, lane % lanes, lanes, payload,
-                             &totals);
+        EncodeResidentOfBand(TileChannel<kType, Shape>(tile_bytes + 2 * channel, shape), band.view,
+                             mine, active, lane % lanes, lanes, payload, &totals);
       }
       turn += units;
     }
+    // All channels, for the sake of their squares.
     for (int from = 0; from < channels; from += 16) {
-      if ((state.slice.spectral >> from / 8 & 3u) == 0 || turn++ % kWarps != warp) continue;
+      if (turn++ % kWarps != warp) continue;
       ProjectChannels<kType>(shape, tile + 2 * from, channels - from >= 16 ? 2 : 1, workspace.basis,
                              state.slice.groups, 0, tokens / 16, false, {c + from, c_row, 1},
                              energy + from, &totals);
@@ -126,53 +97,55 @@ __global__ __launch_bounds__(kThreads, 3) void EncodeKernel(EncodeSegmentsParams
     __syncthreads();
 
     const bool unusual = state.large != 0 || state.normal == 0;
-    if (!unusual && more) start(next, next_segment);  // nobody needs the tile any more
+    if (!unusual && more) start(next_dense);  // nobody needs the tile any more
+    static_assert(SliceChannels(0) <= kThreads);
+    if (static_cast<int>(threadIdx.x) < channels) totals.energy += energy[threadIdx.x];
     for (int b = 0; b < state.slice.count; ++b) {
       const SliceBand& band = state.slice.bands[b];
       if (band.view.coefficients == 0) continue;
       for (int j = band.begin + static_cast<int>(threadIdx.x); j < band.end; j += kThreads) {
         const int channel = state.ids[band.first + j - band.begin];
-        double squares;
-        totals.error += StoreCoefficients(band.view, j, c + channel, c_row, payload, &squares);
-        // By Parseval's theorem, what the coefficients leave out.
-        totals.error += fmax(0.0, energy[channel] - squares);
-        totals.energy += energy[channel];
+        // By Parseval's theorem, the rest is what the coefficients leave out.
+        float rest = energy[channel];
+        const float rounding = StoreCoefficients(band.view, j, c + channel, c_row, payload, &rest);
+        totals.error += rounding + fmaxf(0.0f, rest);
       }
     }
+    if (begin == 0 && warp == kWarps - 2) ZeroPadding(part, state.slice, payload);
     TilePartial partial = {0, 0, kNone};
     if (unusual) {
       __syncthreads();
-      ExamineUnusual<kType>(params, at.segment, head, begin, begin + channels, nullptr, &totals,
+      ExamineUnusual<kType>(params, segment, head, begin, begin + channels, nullptr, &totals,
                             state.found);
       partial.refused = state.found[0];
-      if (more) start(next, next_segment);
+      if (more) start(next_dense);
     }
     SumTotals(&totals, state.sums);
-    partial.energy = totals.energy;
-    partial.error = totals.error;
-    // Not by the warp that prepares the next tile: this waits for memory.
     if (warp == kWarps - 1) {
-      HandIn(params, workspace, at.segment, head, slice, 1, partial);
+      if (lane == 0) state.large = state.normal = 0;  // everybody has read them
+      partial.energy = totals.energy;
+      partial.error = totals.error;
+      HandIn(params, workspace, segment, head, slice, 1, partial);
     }
     if (!more) return;
-    at = next;
+    segment = next;
   }
 }
 
 // The basis as BasisOperands say; thread i makes those of one lane of one step of one group.
 template <ElementType kType>
-__device__ void PrepareBasis(const PartView& part, int i, uint4* leading, uint2* trailing) {
+__device__ uint4 PrepareBasis(const PartView& part, int i) {
   const int steps = part.segment_tokens / 16;
   const int lane = i % 32;
   const int m = i / 32 / steps * 8 + lane / 4;
   const int t = i / 32 % steps * 16 + 2 * (lane % 4);
+  const float factor = BasisFactor(m, part.segment_tokens);
   const auto value = [&](int token) {
-    return m < part.columns ? part.basis[m * part.segment_tokens + token] * kBasisScale : 0.0f;
+    return m < part.columns ? part.basis[m * part.segment_tokens + token] * factor : 0.0f;
   };
   const SplitPair<kType> near(value(t), value(t + 1));
   const SplitPair<kType> far(value(t + 8), value(t + 9));
-  leading[i] = {near.high, near.middle, far.high, far.middle};
-  trailing[i] = {near.low, far.low};
+  return {near.high, near.middle, far.high, far.middle};
 }
 
 // Rotations as EncodeWorkspace says; thread i makes those of one lane of one column of one step.
@@ -211,8 +184,7 @@ __global__ void PrepareKernel(EncodeSegmentsParams params, EncodeWorkspace works
   for (int i = first; i < params.segments; i += stride) workspace.finished[i] = 0;
   const int basis = workspace.groups * part.segment_tokens / 16 * 32;
   for (int i = first; i < basis; i += stride) {
-    PrepareBasis<kType>(part, i, const_cast<uint4*>(workspace.basis.leading),
-                        const_cast<uint2*>(workspace.basis.trailing));
+    workspace.basis[i] = PrepareBasis<kType>(part, i);
   }
   if (part.rotations == nullptr) return;
   const int rotations = part.kv_heads * ((part.head_dim + 15) / 16) * part.head_dim * 4;
@@ -254,8 +226,7 @@ EncodeWorkspace LayOut(const PartView& part, int32_t segments, void* base) {
     return reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(at);
   };
   const int64_t operands = static_cast<int64_t>(workspace.groups) * part.segment_tokens / 16 * 32;
-  workspace.basis.leading = reinterpret_cast<const uint4*>(take(operands * 16));
-  workspace.basis.trailing = reinterpret_cast<const uint2*>(take(operands * 8));
+  workspace.basis = reinterpret_cast<uint4*>(take(operands * 16));
   workspace.finished = reinterpret_cast<uint32_t*>(take(int64_t{4} * segments));
   workspace.partials = reinterpret_cast<TilePartial*>(take(
       static_cast<int64_t>(sizeof(TilePartial)) * segments * part.kv_heads * workspace.slices));
@@ -281,11 +252,9 @@ cudaError_t LaunchPlain(const EncodeSegmentsParams& params, const EncodeWorkspac
   int blocks = 0;
   status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, shared);
   if (status != cudaSuccess) return status;
-  // If all blocks have as many tiles of one head only, they need not look it up again.
   const int of_segment = params.part.kv_heads * workspace.slices;
-  int grid = std::min(params.segments * of_segment, processors * std::max(blocks, 1));
-  if (grid > of_segment) grid -= grid % of_segment;
-  kernel<<<grid, kThreads, shared, stream>>>(params, workspace, shape);
+  const int step = std::clamp(processors * blocks / of_segment, 1, params.segments);
+  kernel<<<step * of_segment, kThreads, shared, stream>>>(params, workspace, shape);
   return cudaGetLastError();
 }
 

@@ -28,6 +28,9 @@ __host__ __device__ constexpr int TileBytes(int tokens, int pitch) {
 // Segment tokens and pitch, as constants unless they are 0.
 template <int kTokens, int kPitch>
 struct TileShape {
+  static constexpr int kRows = kTokens;
+  static constexpr int kChannels = kPitch / 2 * 16;  // that rows are made for; 0 if not known
+
   int32_t run_time_tokens;
   int32_t run_time_pitch;
 
@@ -110,6 +113,22 @@ __device__ __forceinline__ void ForEachPiece(const Shape& shape, int stride, int
 template <class Shape>
 __device__ __forceinline__ void StartLoad(const Shape& shape, uint32_t tile, const uint16_t* from,
                                           int stride, int rows, int channels) {
+  if constexpr (Shape::kChannels == 128) {
+    if (channels == Shape::kChannels && stride == Shape::kChannels) {  // with constants only
+      constexpr int kPieces = Shape::kChannels / 8;
+      constexpr int kRowsOn = kThreads / kPieces;
+      const int t = static_cast<int>(threadIdx.x) / kPieces;
+      const int c = static_cast<int>(threadIdx.x) % kPieces;
+      tile += shape.Row(t) + 16 * c;
+      from += t * Shape::kChannels + 8 * c;
+#pragma unroll
+      for (int on = 0; on < Shape::kRows; on += kRowsOn) {
+        CopyAsync16(tile + shape.Row(on), from + on * Shape::kChannels);
+      }
+      CommitCopies();
+      return;
+    }
+  }
   ForEachPiece(shape, stride, rows, channels,
                [tile, from](int place, int at) { CopyAsync16(tile + place, from + at); });
   CommitCopies();

@@ -1,0 +1,148 @@
+// What a warp that decodes 32 neighbouring channels of a head has to know of them, in shared
+// memory: all integers and offsets become multiply-adds after the products with the basis.
+
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/channel_places.cuh"
+#include "kernels/codec_values.cuh"
+
+namespace fourierkv::kernels::codec {
+
+// Lane (r, c) = 4 r + c decodes channels 8 c to 8 c + 7: number n of the 8 columns of product j of
+// 4 is channel 8 (n / 2) + 2 j + n % 2, since a lane gets columns 2 c and 2 c + 1.
+struct DecodedChannels {
+  // A spectral channel is factor * (sum of products) + base; there is no sum for resident ones, so
+  // they are base + step * integer, or just the value with step 1.
+  float factor[32];
+  float base[32];
+  uint16_t step[32];      // bf16
+  uint4 coefficients[1];  // [groups][32]: 8 of bf16, integers or as they are; number 8 j + n first
+
+  // Which of the 32 column n of product j is.
+  __device__ static __forceinline__ constexpr int Channel(int j, int n) {
+    return n / 2 * 8 + 2 * j + n % 2;
+  }
+  static constexpr int Bytes(int groups) {
+    return static_cast<int>(sizeof(DecodedChannels)) + (32 * groups - 1) * 16;
+  }
+};
+
+// Which of the 32 channels are what, the same in all lanes.
+struct ChannelKinds {
+  uint32_t spectral;
+  uint32_t words;   // resident 2, 3 and 4 bits
+  uint32_t bytes;   // resident 8 bits
+  uint32_t values;  // resident 16 bits
+  bool narrow;      // some have 2 or 3 bits
+  int groups;       // of 8 coefficients, of the channel that has most
+};
+
+// Coefficients m to m + kCount - 1 of a channel as bf16, 0 beyond its last. `wide` says whether any
+// channel of the warp has 16 bits. Without branches, so that all loads are under way at once.
+template <int kCount>
+__device__ __forceinline__ void LoadCoefficients(const ChannelPlace& place, int m, bool wide,
+                                                 const uint8_t* payload, uint32_t (&c)[kCount]) {
+  const int narrow = place.bits == 16 ? 0 : place.coefficients;  // how many have 8 bits
+  int codes[kCount];
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) {
+    const uint32_t at = m + e < narrow ? place.data + (m + e) * place.stride : 0;
+    codes[e] = __ldg(reinterpret_cast<const int8_t*>(payload + at));
+  }
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) {
+    c[e] = m + e < narrow ? FloatToBf16(static_cast<float>(codes[e])) : 0;
+  }
+  if (!wide) return;
+  const int values = place.coefficients - narrow;
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) {
+    const uint32_t at = m + e < values ? place.data + 2 * (m + e) * place.stride : 0;
+    const uint16_t value = __ldg(reinterpret_cast<const uint16_t*>(payload + at));
+    if (m + e < values) c[e] = value;
+  }
+}
+
+// Looks up the first 32 channels of `places`, of which `count` exist, by one warp, which sees them
+// when it returns. Stored coefficients are `unit` times those of the table's columns.
+__device__ __forceinline__ ChannelKinds LoadChannels(const ChannelPlace* places, int count,
+                                                     float unit, const uint8_t* payload,
+                                                     DecodedChannels* to) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool exists = lane < count;
+  ChannelPlace place = {};
+  if (exists) place = places[lane];
+  const auto half = [payload](uint32_t at) {
+    return __ldg(reinterpret_cast<const uint16_t*>(payload + at));
+  };
+  const bool spectral = place.coefficients > 0;
+  const uint16_t scale = exists && place.bits != 16 ? half(place.scale) : 0;
+  uint16_t step = 0;
+  float factor = 0;
+  float base = 0;
+  if (spectral) {
+    factor = place.bits == 16 ? unit : Bf16ToFloat(scale) * unit;
+  } else if (place.bits == 16) {
+    step = FloatToBf16(1.0f);
+    factor = -1.0f;  // zero sums give -0, to which any value may be added without a change
+    base = -0.0f;
+  } else if (exists) {
+    step = scale;
+    base = Bf16ToFloat(half(place.zero));
+  }
+  ChannelKinds kinds;
+  kinds.spectral = __ballot_sync(0xffffffffu, spectral);
+  kinds.words = __ballot_sync(0xffffffffu, exists && !spectral && place.bits <= 4);
+  kinds.bytes = __ballot_sync(0xffffffffu, exists && !spectral && place.bits == 8);
+  kinds.values = __ballot_sync(0xffffffffu, exists && !spectral && place.bits == 16);
+  kinds.narrow = __any_sync(0xffffffffu, exists && !spectral && place.bits < 4) != 0;
+  kinds.groups = static_cast<int>(__reduce_max_sync(0xffffffffu, place.coefficients) + 7u) / 8;
+
+  __syncwarp();  // nobody needs what was there
+  to->factor[lane] = factor;
+  to->base[lane] = base;
+  to->step[lane] = step;
+  const int number = lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
+  const bool wide = __any_sync(0xffffffffu, spectral && place.bits == 16) != 0;
+  for (int g = 0; g < kinds.groups; ++g) {
+    uint32_t c[8];
+    LoadCoefficients(place, 8 * g, wide, payload, c);
+    to->coefficients[32 * g + number] = {c[0] | c[1] << 16, c[2] | c[3] << 16, c[4] | c[5] << 16,
+                                         c[6] | c[7] << 16};
+  }
+  __syncwarp();
+  return kinds;
+}
+
+// What lane (r, c) needs of its 8 channels all the time.
+struct LaneChannels {
+  float factor[8];
+  float base[8];
+  uint32_t step[4];  // pairs of bf16
+
+  __device__ __forceinline__ explicit LaneChannels(const DecodedChannels& from) {
+    const int first = 8 * (static_cast<int>(threadIdx.x) % 4);
+#pragma unroll
+    for (int e = 0; e < 8; e += 4) {
+      const float4 factors = *reinterpret_cast<const float4*>(from.factor + first + e);
+      const float4 bases = *reinterpret_cast<const float4*>(from.base + first + e);
+      factor[e] = factors.x;
+      factor[e + 1] = factors.y;
+      factor[e + 2] = factors.z;
+      factor[e + 3] = factors.w;
+      base[e] = bases.x;
+      base[e + 1] = bases.y;
+      base[e + 2] = bases.z;
+      base[e + 3] = bases.w;
+    }
+    const uint4 steps = *reinterpret_cast<const uint4*>(from.step + first);
+    step[0] = steps.x;
+    step[1] = steps.y;
+    step[2] = steps.z;
+    step[3] = steps.w;
+  }
+};
+
+}  // namespace fourierkv::kernels::codec
