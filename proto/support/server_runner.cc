@@ -32,6 +32,11 @@
 namespace fourierkv {
 namespace {
 
+// Calls at the same time. Each has a thread, and gRPC keeps up to 1 MB for it; what comes beyond
+// that is refused with RESOURCE_EXHAUSTED at once, where it would wait for longer than its caller
+// does.
+constexpr int kMostCalls = 512;
+
 // What the signal thread and RunServer know of each other.
 struct SignalState {
   std::mutex mutex;
@@ -233,6 +238,9 @@ absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Ser
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   // Clients ask in the same way whether the server is still there.
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+  grpc::ResourceQuota quota("calls");
+  quota.SetMaxThreads(kMostCalls);
+  builder.SetResourceQuota(quota);
   for (grpc::Service* service : services) builder.RegisterService(service);
   const std::unique_ptr<grpc::Server> server =
       IsSocketInUse(options.listen) ? nullptr : builder.BuildAndStart();
