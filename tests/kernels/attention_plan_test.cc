@@ -51,7 +51,8 @@ TEST_F(AttentionPlan, EveryChannelIsInOneChunkAndEveryResidentByteInOneCopy) {
         const bool is_k = part == Part::kK;
         std::multiset<int> channels;
         std::vector<int16_t> ids(16 * (is_k ? program.k_chunks : program.v_chunks));
-        std::memcpy(ids.data(), buffer.data() + (is_k ? program.k_channels : program.v_channels),
+        std::memcpy(ids.data(),
+                    buffer.data() + (is_k ? at + program.k_channels : program.v_channels),
                     2 * ids.size());
         for (const int16_t id : ids) {
           if (id >= 0) channels.insert(id);

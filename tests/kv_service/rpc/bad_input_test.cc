@@ -323,7 +323,7 @@ TEST_F(BadInputTest, ClientsThatDisappear) {
 
 TEST_F(BadInputTest, ClientsThatFallSilent) {
   ServiceLimits limits;
-  limits.stall = absl::Milliseconds(60);
+  limits.stall = absl::Milliseconds(400);
   TestService strict(limits);
   ASSERT_TRUE(strict.client().PutProfile(SmallProfile(), Soon()).ok());
   {
