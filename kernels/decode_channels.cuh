@@ -39,32 +39,6 @@ struct ChannelKinds {
   int groups;       // of 8 coefficients, of the channel that has most
 };
 
-// Coefficients m to m + kCount - 1 of a channel as bf16, 0 beyond its last. `wide` says whether any
-// channel of the warp has 16 bits. Without branches, so that all loads are under way at once.
-template <int kCount>
-__device__ __forceinline__ void LoadCoefficients(const ChannelPlace& place, int m, bool wide,
-                                                 const uint8_t* payload, uint32_t (&c)[kCount]) {
-  const int narrow = place.bits == 16 ? 0 : place.coefficients;  // how many have 8 bits
-  int codes[kCount];
-#pragma unroll
-  for (int e = 0; e < kCount; ++e) {
-    const uint32_t at = m + e < narrow ? place.data + (m + e) * place.stride : 0;
-    codes[e] = __ldg(reinterpret_cast<const int8_t*>(payload + at));
-  }
-#pragma unroll
-  for (int e = 0; e < kCount; ++e) {
-    c[e] = m + e < narrow ? FloatToBf16(static_cast<float>(codes[e])) : 0;
-  }
-  if (!wide) return;
-  const int values = place.coefficients - narrow;
-#pragma unroll
-  for (int e = 0; e < kCount; ++e) {
-    const uint32_t at = m + e < values ? place.data + 2 * (m + e) * place.stride : 0;
-    const uint16_t value = __ldg(reinterpret_cast<const uint16_t*>(payload + at));
-    if (m + e < values) c[e] = value;
-  }
-}
-
 // Looks up the first 32 channels of `places`, of which `count` exist, by one warp, which sees them
 // when it returns. Stored coefficients are `unit` times those of the table's columns.
 __device__ __forceinline__ ChannelKinds LoadChannels(const ChannelPlace* places, int count,
@@ -105,10 +79,19 @@ __device__ __forceinline__ ChannelKinds LoadChannels(const ChannelPlace* places,
   to->base[lane] = base;
   to->step[lane] = step;
   const int number = lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
-  const bool wide = __any_sync(0xffffffffu, spectral && place.bits == 16) != 0;
   for (int g = 0; g < kinds.groups; ++g) {
-    uint32_t c[8];
-    LoadCoefficients(place, 8 * g, wide, payload, c);
+    uint32_t c[8] = {};
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const int m = 8 * g + e;
+      if (m >= place.coefficients) continue;
+      if (place.bits == 16) {
+        c[e] = half(place.data + 2u * m * place.stride);
+      } else {
+        const auto* const at = reinterpret_cast<const int8_t*>(payload + place.data);
+        c[e] = FloatToBf16(static_cast<float>(__ldg(at + m * place.stride)));
+      }
+    }
     to->coefficients[32 * g + number] = {c[0] | c[1] << 16, c[2] | c[3] << 16, c[4] | c[5] << 16,
                                          c[6] | c[7] << 16};
   }

@@ -10,7 +10,6 @@
 #include "kernels/attention_program.h"
 #include "kernels/attention_uniform_worker.cuh"
 #include "kernels/attention_worker.cuh"
-#include "kernels/dependent_launch.cuh"
 #include "kernels/fourier_attention.h"
 #include "kernels/work_split.cuh"
 
@@ -99,7 +98,6 @@ template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
 __global__ void __launch_bounds__(kAttentionThreads, kUniformBits == 16 ? 2 : 3)
     FourierAttentionKernel(const __grid_constant__ KernelParams params) {
   extern __shared__ __align__(128) uint8_t shared[];
-  LetDependentsStart();
   const FourierAttentionParams& user = params.user;
   WorkLine line;
   line.segment_offsets = user.segments != nullptr ? user.segment_offsets : nullptr;
