@@ -34,10 +34,14 @@ TEST(ExactPlacesTest, AreThoseOfTheTokensThatAreNotCompact) {
       const bool is_compact = i < static_cast<int64_t>(compact.size()) && compact[i];
       ASSERT_EQ(places.IndexOf(position), is_compact ? -1 : index);
       ASSERT_EQ(planned.IndexOf(position), is_compact ? -1 : index);
-      if (!is_compact) ASSERT_EQ(places.PositionOf(index++), position);
+      if (!is_compact) {
+        ASSERT_EQ(places.PositionOf(index++), position);
+      }
       if (position % segment != 0) continue;
       ASSERT_EQ(places.CompactIndexOf(i), is_compact ? compact_index : -1);
-      if (is_compact) ASSERT_EQ(places.SegmentOf(compact_index++), i);
+      if (is_compact) {
+        ASSERT_EQ(places.SegmentOf(compact_index++), i);
+      }
     }
     EXPECT_EQ(places.compact_segments(), compact_index);
   }
