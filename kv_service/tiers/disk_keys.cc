@@ -30,9 +30,8 @@ struct Secret {
 };
 
 bool IsHex(absl::string_view text) {
-  return std::all_of(text.begin(), text.end(), [](char c) {
-    return absl::ascii_isxdigit(static_cast<unsigned char>(c));
-  });
+  return std::all_of(text.begin(), text.end(),
+                     [](char c) { return absl::ascii_isxdigit(static_cast<unsigned char>(c)); });
 }
 
 }  // namespace
@@ -97,8 +96,9 @@ absl::StatusOr<std::vector<DiskKey>> ReadDiskKeys(const std::string& flag,
   }
   if (!S_ISREG(file.st_mode)) return fault(absl::StatusCode::kInvalidArgument, "is no file");
   if ((file.st_mode & (S_IRWXO | S_IWGRP | S_IXGRP)) != 0) {
-    return fault(absl::StatusCode::kPermissionDenied,
-                 "others can access it: only its owner, and its group for reading, may (chmod 400)");
+    return fault(
+        absl::StatusCode::kPermissionDenied,
+        "others can access it: only its owner, and its group for reading, may (chmod 400)");
   }
   if (static_cast<size_t>(file.st_size) > kMostFileBytes) {
     return fault(absl::StatusCode::kInvalidArgument, "has more than ", kMostFileBytes, " bytes");
