@@ -3,15 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <iterator>
 
 #include "kernels/attention_program.h"
 #include "kernels/half_bits.h"
 
 namespace fourierkv::kernels {
 namespace {
-
-constexpr double kPi = 3.14159265358979323846;
 
 uint16_t BasisBits(const PartView& part, int m, int token, bool weights, bool odd) {
   const float factor = odd ? 16.0f : 1.0f;

@@ -15,9 +15,9 @@
 namespace fourierkv::kernels {
 
 // Weights, relative to the unit's largest, as B operands; columns 2 h and 2 h + 1 are the parts of
-// head h. Of residents of 4 and 8 bits: integers up to 65535 as two bytes, [2 b + half]: tokens of
-// tiles 4 b .. 4 b + 3, in rows 2 c + 8 half, then 2 c + 1 + 8 half. Of 16 bits: two bf16, [t]:
-// rows 2 c and 2 c + 1 of tile t, then 2 c + 8 and 2 c + 9.
+// head h. Of residents of 4 and 8 bits: integers up to kWholeWeight as two bytes, [2 b + half]:
+// tokens of tiles 4 b .. 4 b + 3, in rows 2 c + 8 half, then 2 c + 1 + 8 half. Of 16 bits: two
+// bf16, [t]: rows 2 c and 2 c + 1 of tile t, then 2 c + 8 and 2 c + 9.
 template <int kBits>
 struct UniformWeights {
   static constexpr int kOperands = kBits == 16 ? 16 : 8;

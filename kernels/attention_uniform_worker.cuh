@@ -9,9 +9,9 @@
 
 namespace fourierkv::kernels {
 
-// RunCompact for uniform heads: K of the next unit is copied while V of this one is worked on,
-// and the other way round; unless both have one place in turn. `segment` is this
-// warp's first, if it has any.
+// RunCompact for uniform heads: K of the next unit is copied while V of this one is worked on, and
+// the other way round; unless both have one place in turn. `segment` is this warp's first, if it
+// has any.
 template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
 __device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::RunUniform(
     const Piece& piece, int first, int last, SegmentRef segment) {
@@ -109,7 +109,7 @@ __device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::Arr
   FinishQueries(program()->v_chunks + 1);
 }
 
-// The same of uniform heads, whose outputs and softmax are in shared memory.
+// LeaveRecord for uniform heads, whose outputs and softmax are in shared memory.
 template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
 __device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::LeaveUniformRecord(
     float* record) {
