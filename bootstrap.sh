@@ -8,7 +8,7 @@ packages="
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev
   libabsl-dev libssl-dev libxxhash-dev libhwy-dev libopenblas-pthread-dev
   librocksdb-dev libzstd-dev nlohmann-json3-dev libcli11-dev libspdlog-dev prometheus-cpp-dev libcpp-httplib-dev
-  libjwt-dev
+  libjwt-dev libjemalloc-dev
   libhiredis-dev redis-server
   libgtest-dev libgmock-dev clang-format-14 clang-tidy-14
   openssl python3 python3-yaml python3-jsonschema

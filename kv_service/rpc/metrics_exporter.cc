@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "kv_service/rpc/heap.h"
 #include "kv_service/rpc/redis_client_metrics.h"
 #include "kv_service/rpc/tier_metrics.h"
 
@@ -41,6 +42,11 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
 
   gauge("memory_budget_bytes", "Byte budget of the memory tier.", core.budget->limit());
   gauge("memory_used_bytes", "Bytes charged to the budget.", core.budget->used());
+  const HeapStats heap = ReadHeap();
+  gauge("heap_allocated_bytes", "Memory that the whole process has allocated.",
+        static_cast<double>(heap.allocated_bytes));
+  gauge("heap_held_bytes", "Of the kernel: that, and what waits to be allocated again.",
+        static_cast<double>(heap.held_bytes));
   counter("memory_refusals_total", "Reservations refused for lack of memory.",
           core.budget->refusals());
   gauge("segments", "Stored segments.", stats.segments);

@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
-#include <malloc.h>
 
 #include <algorithm>
 #include <atomic>
@@ -15,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compute/base/content_hash.h"
+#include "kv_service/rpc/heap.h"
 #include "kv_service/rpc/namespace_convert.h"
 #include "service_fixture.h"
 #include "slow_tier.h"
@@ -41,7 +41,7 @@ int64_t OpenDescriptors() {
 }
 
 int64_t ResidentBytes() {
-  malloc_trim(0);  // what is free is no leak
+  ReleaseFreeHeap();  // what is free is no leak
   std::ifstream file("/proc/self/statm");
   int64_t total = 0;
   int64_t resident = 0;
