@@ -157,6 +157,7 @@ TEST(MetricsExporterTest, CountersMoveAsTheServiceWorks) {
   EXPECT_EQ(after.at("fourierkv_puts_committed_total"), 1);
   EXPECT_EQ(after.at("fourierkv_open_puts"), 1);
   EXPECT_EQ(after.at("fourierkv_encoded_dense_bytes_total"), kSmall.DenseBytes(kS));
+  EXPECT_GE(after.at("fourierkv_heap_held_bytes"), after.at("fourierkv_heap_allocated_bytes"));
   EXPECT_GT(after.at("fourierkv_memory_used_bytes"), 0);
   EXPECT_EQ(after.at("fourierkv_events_total"), 2);  // two segments became held
   EXPECT_EQ(after.at("fourierkv_event_log_events"), 2);
