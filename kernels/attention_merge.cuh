@@ -177,7 +177,7 @@ __device__ __forceinline__ void SumRecords(const MergeTask& task, int kind, cons
       // Beyond the last item: any that is there.
       const int at = min(base + 32 * i + lane, items - 1);
       RecordItem item(task, kind, at);
-#pragma unroll 4
+#pragma unroll 8
       for (int part = warp; part < parts; part += kAttentionWarps) {
         item.Add(__ldcg(outputs(part) + at), weights + 8 * part);
       }
@@ -200,6 +200,65 @@ __device__ __forceinline__ void SumRecords(const MergeTask& task, int kind, cons
     }
     __syncthreads();
   }
+}
+
+// to[head][channel] += sums[head][j] times the transposed rotation. Every warp takes a quarter of
+// all j; what they have is added up in an order that does not vary. A function of its own, as it
+// must not take registers from what units need.
+static __device__ __noinline__ void AddTurned(const float* rotation, int d, int heads,
+                                              const float* sums, float4* scratch, float* to) {
+  constexpr int kHeads = 4;  // at once
+  constexpr int kLaneChannels = 4;
+  constexpr int kChannels = 32 * kLaneChannels;
+  static_assert(kHeads * kAttentionWarps * 32 <= kAttentionThreads * kItemsAtOnce);
+  const int warp = threadIdx.x >> 5;
+  const int lane = threadIdx.x & 31;
+  const int quarter = (d / kAttentionWarps + 3) & ~3;
+  const int end = min(quarter * (warp + 1), d);
+#pragma unroll 1
+  for (int h = 0; h < heads; h += kHeads) {
+#pragma unroll 1
+    for (int first = 0; first < d; first += kChannels) {
+      float all[kHeads][kLaneChannels] = {};
+      const int channel = first + kLaneChannels * lane;
+#pragma unroll 4
+      for (int j = quarter * warp; channel < d && j < end; j += 4) {
+        float4 u[4];
+#pragma unroll
+        for (int x = 0; x < 4; ++x) {
+          u[x] = __ldg(reinterpret_cast<const float4*>(rotation + (j + x) * d + channel));
+        }
+#pragma unroll
+        for (int head = 0; head < kHeads; ++head) {
+          const float4 four = *reinterpret_cast<const float4*>(sums + (h + head) * d + j);
+          const float own[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+          for (int x = 0; x < 4; ++x) {
+            all[head][0] = fmaf(own[x], u[x].x, all[head][0]);
+            all[head][1] = fmaf(own[x], u[x].y, all[head][1]);
+            all[head][2] = fmaf(own[x], u[x].z, all[head][2]);
+            all[head][3] = fmaf(own[x], u[x].w, all[head][3]);
+          }
+        }
+      }
+      __syncthreads();
+#pragma unroll
+      for (int head = 0; head < kHeads; ++head) {
+        scratch[(warp * kHeads + head) * 32 + lane] = {all[head][0], all[head][1], all[head][2],
+                                                       all[head][3]};
+      }
+      __syncthreads();
+      const auto* parts = reinterpret_cast<const float*>(scratch);
+      for (int i = threadIdx.x; i < kHeads * kChannels; i += kAttentionThreads) {
+        const int own = first + i % kChannels;
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < kAttentionWarps; ++w) sum += parts[kHeads * kChannels * w + i];
+        if (own < d) to[(h + i / kChannels) * d + own] += sum;
+      }
+    }
+  }
+  __syncthreads();
 }
 
 // The whole block. `write(head, channel, value)` gets results, `write_lse(head, value)` the log of
@@ -251,25 +310,11 @@ __device__ __forceinline__ void MergeGroup(const MergeTask& task, float* shared,
   SumRecords(task, 0, weights, items, compact);
   SumRecords(task, 1, weights + 8 * task.parts[0], items, exact);
   __syncthreads();
-  for (int channel = tid; channel < d; channel += kAttentionThreads) {
-    float out[8];
-#pragma unroll
-    for (int head = 0; head < 8; ++head) {
-      out[head] = exact[head * d + channel];
-      if (task.rotation == nullptr) out[head] += compact[head * d + channel];
-    }
-    if (task.rotation != nullptr && task.parts[0] > 0) {
-#pragma unroll 32
-      for (int j = 0; j < d; ++j) {
-        const float u = __ldg(task.rotation + static_cast<int64_t>(j) * d + channel);
-#pragma unroll
-        for (int head = 0; head < 8; ++head) out[head] = fmaf(compact[head * d + j], u, out[head]);
-      }
-    }
-#pragma unroll
-    for (int head = 0; head < 8; ++head) {
-      if (head < task.heads) write(head, channel, out[head] / totals[head]);
-    }
+  const bool turned = task.rotation != nullptr && task.parts[0] > 0;
+  if (turned) AddTurned(task.rotation, d, task.heads, compact, items, exact);
+  for (int i = tid; i < task.heads * d; i += kAttentionThreads) {
+    const int head = i / d;
+    write(head, i - head * d, (exact[i] + (turned ? 0.0f : compact[i])) / totals[head]);
   }
 }
 

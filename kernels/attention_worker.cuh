@@ -12,6 +12,7 @@
 #include "kernels/attention_program.h"
 #include "kernels/attention_scores.cuh"
 #include "kernels/attention_uniform.cuh"
+#include "kernels/dependent_launch.cuh"
 #include "kernels/work_split.cuh"
 
 namespace fourierkv::kernels {
@@ -102,6 +103,7 @@ class Worker {
     constexpr int kHeads = kGroupHeads / kAttentionWarps;
     constexpr int kValues = kMaxHeadDim / 32;
     const int d = user_.plan.head_dim;
+    WaitForPrerequisites();
     float q[kHeads][kValues];
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/dependent_launch.cuh"
 #include "kernels/fourier_attention.h"
 #include "kernels/fourier_attention_kernel.cuh"
 
@@ -212,8 +213,8 @@ cudaError_t LaunchFourierAttention(const FourierAttentionParams& params, cudaStr
     if (status != cudaSuccess) return status;
   }
   const int grid = std::min(blocks * processors, kMaxStretches);
-  kernel<<<grid, kAttentionThreads, shared, stream>>>(kernel_params);
-  return cudaGetLastError();
+  const bool early = params.early_launch && major >= 9 && plan.k_rotated == 0;
+  return LaunchDependentIf(early, kernel, grid, kAttentionThreads, shared, stream, kernel_params);
 }
 
 }  // namespace fourierkv::kernels

@@ -47,6 +47,11 @@ struct FourierAttentionParams {
   const int32_t* page_offsets;     // [batch + 1], increasing, first 0
   int64_t page_head_stride;        // in elements, a multiple of 8
 
+  // Start while the kernel before is still running, if that lets it and the device can
+  // (dependent_launch.cuh). Tables, segments and the plan must have been written before that one
+  // started; queries and pages may be what it writes.
+  bool early_launch;
+
   void* workspace;          // device memory, 256-byte aligned, zeroed once before its first use;
   int64_t workspace_bytes;  // at least FourierAttentionWorkspace(); one launch at a time may use it
 };

@@ -10,6 +10,7 @@
 #include "kernels/attention_program.h"
 #include "kernels/attention_uniform_worker.cuh"
 #include "kernels/attention_worker.cuh"
+#include "kernels/dependent_launch.cuh"
 #include "kernels/fourier_attention.h"
 #include "kernels/work_split.cuh"
 
@@ -69,6 +70,7 @@ __device__ __forceinline__ void FinishGroup(const KernelParams& params, const Wo
 // Sequences without a single token.
 __device__ __forceinline__ void WriteEmpty(const FourierAttentionParams& user,
                                            const WorkLine& line) {
+  WaitForPrerequisites();
   for (int b = blockIdx.x; b < user.batch; b += gridDim.x) {
     if (line.Before(b) != line.Before(b + 1)) continue;
     const int values = user.query_heads * user.plan.head_dim;
@@ -98,6 +100,7 @@ template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
 __global__ void __launch_bounds__(kAttentionThreads, kUniformBits == 16 ? 2 : 3)
     FourierAttentionKernel(const __grid_constant__ KernelParams params) {
   extern __shared__ __align__(128) uint8_t shared[];
+  LetDependentsStart();
   const FourierAttentionParams& user = params.user;
   WorkLine line;
   line.segment_offsets = user.segments != nullptr ? user.segment_offsets : nullptr;
@@ -110,10 +113,15 @@ __global__ void __launch_bounds__(kAttentionThreads, kUniformBits == 16 ? 2 : 3)
   const int64_t total = line.Total();
   if (total == 0) return WriteEmpty(user, line);
   // Each warp should have a unit at least. Where there are few, fewer blocks have less to merge.
-  const int64_t least = kAttentionWarps * max(line.unit_cost, line.page_cost);
+  const int64_t least = kAttentionWarps * line.LargestCost();
   const int64_t full = Quotient(total + least - 1, least);
   const int64_t blocks = gridDim.x;
-  const int64_t most = full < 2 * blocks ? blocks * 2 / 3 : blocks;
+  int64_t most =
+      total < 3 * kAttentionWarps * line.SmallestCost() * blocks ? blocks * 2 / 3 : blocks;
+  // Sequences of one length are cut alike, and no stretch has parts of two groups, if the number of
+  // stretches is a multiple of all groups.
+  const int64_t spare = most % (static_cast<int64_t>(line.batch) * line.groups);
+  if (16 * spare < most) most -= spare;
   line.stretches = static_cast<int>(min(most, full));
   if (blockIdx.x >= line.stretches) return WriteEmpty(user, line);
 

@@ -39,6 +39,14 @@ struct WorkLine {
     return Segments(b) * units_per_segment * unit_cost + Pages(b) * page_cost;
   }
   __device__ __forceinline__ int64_t Total() const { return Before(batch) * groups; }
+  // Of a unit or a page, of those that there are.
+  __device__ __forceinline__ int64_t LargestCost() const {
+    return max(Segments(batch) > 0 ? unit_cost : 0, Pages(batch) > 0 ? page_cost : 0);
+  }
+  __device__ __forceinline__ int64_t SmallestCost() const {
+    return min(Segments(batch) > 0 ? unit_cost : page_cost,
+               Pages(batch) > 0 ? page_cost : unit_cost);
+  }
   __device__ __forceinline__ int64_t Start(int64_t total, int stretch) const {
     return Quotient(total * stretch, stretches);
   }

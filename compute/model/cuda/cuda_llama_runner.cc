@@ -300,6 +300,7 @@ absl::Status CudaLlamaRunner::AttendBatch(int layer, int rows) {
   params.pages = tables_->pages(layer);
   params.page_offsets = tables_->page_offsets();
   params.page_head_stride = int64_t{pool_->segment_tokens()} * c.head_dim;
+  params.early_launch = layer > 0;  // tables are made shortly before the first
   params.workspace = attention_workspace_.data();
   params.workspace_bytes = static_cast<int64_t>(attention_workspace_.size());
   return CudaStatus(kernels::LaunchFourierAttention(params, stream_), "attention of a batch");
