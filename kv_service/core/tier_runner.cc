@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "kv_service/core/work_gate.h"
 
 namespace fourierkv {
 namespace {
@@ -34,6 +35,7 @@ struct Answer {
   }
   // Waits until there is a value or patience is over.
   std::optional<T> Wait(const Patience& patience) {
+    WorkGate::PauseThisThread();
     std::unique_lock<std::mutex> lock(mutex);
     const auto there = [this] { return value.has_value(); };
     while (!there() && !patience.over()) {

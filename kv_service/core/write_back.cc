@@ -6,6 +6,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/time/clock.h"
 #include "kv_service/core/kill_point.h"
+#include "kv_service/core/work_gate.h"
 
 namespace fourierkv {
 namespace {
@@ -48,6 +49,7 @@ void WriteBack::Push(size_t tier, std::vector<StoredSegment> segments) {
 bool WriteBack::Forget(std::span<const BlockKey> keys, const Patience& patience) {
   absl::flat_hash_set<BlockKey> gone(keys.begin(), keys.end());
   std::vector<Item> freed;  // destroyed after the lock
+  WorkGate::PauseThisThread();
   std::unique_lock<std::mutex> lock(mutex_);
   // What is queued for one sequence comes in its order, so that parents are seen first.
   for (Item& item : queue_) {

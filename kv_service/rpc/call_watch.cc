@@ -34,15 +34,27 @@ void CallWatch::Run() {
     }
     const absl::Time now = absl::Now();
     const int64_t oldest = absl::ToUnixNanos(now - limit_);
-    for (Call* call : calls_) {
-      if (call->kind_ != Kind::kFollower && call->context_->IsCancelled()) {
+    for (auto it = calls_.begin(); it != calls_.end() && !stopping_;) {
+      Call* const call = *it;
+      if (call->kind_ != Kind::kFollower && call->begun_ && IsCancelled(lock, call)) {
         call->end_->Come(now, now + kClocksDiffer >= call->patience_.deadline());
       }
+      it = calls_.upper_bound(call);
       if (call->kind_ == Kind::kUnary) continue;
       if (call->last_progress_ > oldest || call->stalled_.exchange(true)) continue;
       call->context_->TryCancel();
     }
   }
+}
+
+bool CallWatch::IsCancelled(std::unique_lock<std::mutex>& lock, Call* call) {
+  asking_ = call;
+  lock.unlock();
+  const bool cancelled = call->context_->IsCancelled();
+  lock.lock();
+  asking_ = nullptr;
+  answered_.notify_all();
+  return cancelled;
 }
 
 CallWatch::Call::Call(CallWatch* watch, grpc::ServerContext* context, Kind kind)
@@ -60,7 +72,8 @@ CallWatch::Call::Call(CallWatch* watch, grpc::ServerContext* context, Kind kind)
 
 CallWatch::Call::~Call() {
   {
-    std::lock_guard lock(watch_->mutex_);
+    std::unique_lock lock(watch_->mutex_);
+    watch_->answered_.wait(lock, [this] { return watch_->asking_ != this; });
     watch_->calls_.erase(this);
   }
   const absl::Time now = absl::Now();

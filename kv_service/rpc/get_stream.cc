@@ -111,8 +111,9 @@ Patience TierPatience(const v1::GetSegmentsRequest& request, const Patience& cal
 // Collects pieces of blobs into messages of about kBatchBytes.
 class BatchWriter {
  public:
-  BatchWriter(grpc::ServerWriter<v1::GetSegmentsResponse>& writer, CallWatch::Call& call)
-      : writer_(writer), call_(call) {}
+  BatchWriter(grpc::ServerWriter<v1::GetSegmentsResponse>& writer, CallWatch::Call& call,
+              WorkGate::Call& place)
+      : writer_(writer), call_(call), place_(place) {}
 
   // False when the client is gone.
   bool Add(int request_index, int layer, Part part, std::span<const std::byte> blob) {
@@ -137,9 +138,11 @@ class BatchWriter {
   bool Flush() {
     if (filled_ == 0) return true;
     call_.Progress();  // whatever it took to make this; now the client has to read
+    place_.Pause();
     const bool written = writer_.Write(response_);
     response_.Clear();
     filled_ = 0;
+    if (written) place_.Continue();
     return written;
   }
 
@@ -148,6 +151,7 @@ class BatchWriter {
  private:
   grpc::ServerWriter<v1::GetSegmentsResponse>& writer_;
   CallWatch::Call& call_;
+  WorkGate::Call& place_;
   v1::GetSegmentsResponse response_;
   size_t filled_ = 0;
   int64_t bytes_ = 0;
@@ -169,10 +173,11 @@ size_t GroupSize(const std::vector<OpenSegment>& open, size_t first) {
 
 absl::Status ServeGet(ServiceCore& core, const TenantView& view,
                       const v1::GetSegmentsRequest& request,
-                      grpc::ServerWriter<v1::GetSegmentsResponse>& writer, CallWatch::Call& call) {
+                      grpc::ServerWriter<v1::GetSegmentsResponse>& writer, CallWatch::Call& call,
+                      WorkGate::Call& place) {
   const Patience& patience = call.patience();
-  const absl::StatusOr<TenantQuotas::Share> place = core.quotas->TakeStream(view.tenant());
-  if (!place.ok()) return place.status();
+  const absl::StatusOr<TenantQuotas::Share> stream = core.quotas->TakeStream(view.tenant());
+  if (!stream.ok()) return stream.status();
   absl::StatusOr<std::vector<SegmentWant>> wants = ParseWants(request);
   if (!wants.ok()) return wants.status();
   for (SegmentWant& want : *wants) {
@@ -220,7 +225,7 @@ absl::Status ServeGet(ServiceCore& core, const TenantView& view,
   }
 
   const absl::Time begun = absl::Now();
-  BatchWriter batch(writer, call);
+  BatchWriter batch(writer, call, place);
   for (int64_t layer = first; layer < end; ++layer) {
     // Some segments at a time: what is made waits for the client in bounded memory, and a call that
     // is over costs no more than this.

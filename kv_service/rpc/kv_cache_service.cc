@@ -187,44 +187,70 @@ absl::Status PinKeys(ServiceCore& core, const TenantView& view, const v1::PinReq
   return absl::OkStatus();
 }
 
+absl::Status KeysExist(ServiceCore& core, const TenantView& view, const v1::ExistsRequest& request,
+                       const Patience& patience, v1::ExistsResponse& response) {
+  absl::StatusOr<std::vector<BlockKey>> keys =
+      ParseKeys(request.block_keys(), "block_keys", kMaxKeysPerCall);
+  if (!keys.ok()) return keys.status();
+  for (const auto& segment : core.tiers.Describe(*keys, patience)) {
+    response.add_stored(segment.has_value() && !view.IsForeign(*segment->context));
+  }
+  return absl::OkStatus();
+}
+
+// What every call goes through: who makes it, and whether it is its turn. `work` takes the view and
+// the place that it works at.
+template <typename Work>
+grpc::Status Admit(ServiceCore& core, const grpc::ServerContext& context, CallWatch::Call& call,
+                   Work work) {
+  const absl::StatusOr<TenantView> view = TenantView::Of(core, context);
+  if (!view.ok()) return ToGrpc(view.status());
+  // Where everybody is one tenant, connections share the machine.
+  WorkGate::Call place(&core.gate, core.access != nullptr ? view->tenant() : context.peer(),
+                       call.patience());
+  call.Begin();
+  const absl::Status status = place.status().ok() ? work(*view, place) : place.status();
+  return ToGrpc(call.status().ok() ? status : call.status());
+}
+
 }  // namespace
 
 grpc::Status KvCacheServiceImpl::MatchPrefix(grpc::ServerContext* context,
                                              const v1::MatchPrefixRequest* request,
                                              v1::MatchPrefixResponse* response) {
-  const CallWatch::Call call(&watch_, context, Kind::kUnary);
-  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  return ToGrpc(view.ok() ? Match(*core_, *view, *request, call.patience(), *response)
-                          : view.status());
+  CallWatch::Call call(&watch_, context, Kind::kUnary);
+  return Admit(*core_, *context, call, [&](const TenantView& view, WorkGate::Call& /*place*/) {
+    return Match(*core_, view, *request, call.patience(), *response);
+  });
 }
 
 grpc::Status KvCacheServiceImpl::PutSegments(
     grpc::ServerContext* context,
     grpc::ServerReaderWriter<v1::PutSegmentsResponse, v1::PutSegmentsRequest>* stream) {
   CallWatch::Call call(&watch_, context, Kind::kStream);
-  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  const absl::Status status = view.ok() ? ServePut(*core_, *view, *stream, call) : view.status();
-  return ToGrpc(call.status().ok() ? status : call.status());
+  return Admit(*core_, *context, call, [&](const TenantView& view, WorkGate::Call& place) {
+    return ServePut(*core_, view, *stream, call, place);
+  });
 }
 
 grpc::Status KvCacheServiceImpl::GetSegments(grpc::ServerContext* context,
                                              const v1::GetSegmentsRequest* request,
                                              grpc::ServerWriter<v1::GetSegmentsResponse>* writer) {
   CallWatch::Call call(&watch_, context, Kind::kStream);
-  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  const absl::Status status =
-      view.ok() ? ServeGet(*core_, *view, *request, *writer, call) : view.status();
-  return ToGrpc(call.status().ok() ? status : call.status());
+  return Admit(*core_, *context, call, [&](const TenantView& view, WorkGate::Call& place) {
+    return ServeGet(*core_, view, *request, *writer, call, place);
+  });
 }
 
 grpc::Status KvCacheServiceImpl::Pin(grpc::ServerContext* context, const v1::PinRequest* request,
                                      v1::PinResponse* response) {
-  const CallWatch::Call call(&watch_, context, Kind::kUnary);
-  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  return ToGrpc(view.ok() ? PinKeys(*core_, *view, *request, call.patience(), *response)
-                          : view.status());
+  CallWatch::Call call(&watch_, context, Kind::kUnary);
+  return Admit(*core_, *context, call, [&](const TenantView& view, WorkGate::Call& /*place*/) {
+    return PinKeys(*core_, view, *request, call.patience(), *response);
+  });
 }
 
+// Gives back what holds up others, at little cost: nobody is kept from that.
 grpc::Status KvCacheServiceImpl::Release(grpc::ServerContext* context,
                                          const v1::ReleaseRequest* request,
                                          v1::ReleaseResponse* /*response*/) {
@@ -238,25 +264,19 @@ grpc::Status KvCacheServiceImpl::Release(grpc::ServerContext* context,
 grpc::Status KvCacheServiceImpl::Exists(grpc::ServerContext* context,
                                         const v1::ExistsRequest* request,
                                         v1::ExistsResponse* response) {
-  const CallWatch::Call call(&watch_, context, Kind::kUnary);
-  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  if (!view.ok()) return ToGrpc(view.status());
-  absl::StatusOr<std::vector<BlockKey>> keys =
-      ParseKeys(request->block_keys(), "block_keys", kMaxKeysPerCall);
-  if (!keys.ok()) return ToGrpc(keys.status());
-  for (const auto& segment : core_->tiers.Describe(*keys, call.patience())) {
-    response->add_stored(segment.has_value() && !view->IsForeign(*segment->context));
-  }
-  return grpc::Status::OK;
+  CallWatch::Call call(&watch_, context, Kind::kUnary);
+  return Admit(*core_, *context, call, [&](const TenantView& view, WorkGate::Call& /*place*/) {
+    return KeysExist(*core_, view, *request, call.patience(), *response);
+  });
 }
 
 grpc::Status KvCacheServiceImpl::Delete(grpc::ServerContext* context,
                                         const v1::DeleteRequest* request,
                                         v1::DeleteResponse* response) {
-  const CallWatch::Call call(&watch_, context, Kind::kUnary);
-  const absl::StatusOr<TenantView> view = TenantView::Of(*core_, *context);
-  return ToGrpc(view.ok() ? DeleteKeys(*core_, *view, *request, call.patience(), *response)
-                          : view.status());
+  CallWatch::Call call(&watch_, context, Kind::kUnary);
+  return Admit(*core_, *context, call, [&](const TenantView& view, WorkGate::Call& /*place*/) {
+    return DeleteKeys(*core_, view, *request, call.patience(), *response);
+  });
 }
 
 }  // namespace fourierkv

@@ -56,6 +56,14 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
   }
   gauge("leases", "Leases held.", stats.leases);
   gauge("open_puts", "Puts in progress.", core.puts.running());
+  const WorkGate::Stats gate = core.gate.stats();
+  gauge("calls", "Calls of the store in progress.", gate.calls);
+  gauge("calls_working", "Of these, with a place to work.", gate.working);
+  gauge("calls_waiting", "Of these, waiting for one.", gate.waiting);
+  counter("calls_refused_busy_total", "Calls refused since they would have been served late.",
+          static_cast<double>(gate.refused_busy));
+  counter("calls_refused_many_total", "Calls refused beyond --max-calls.",
+          static_cast<double>(gate.refused_calls));
   gauge("uptime_seconds", "Seconds since the start.",
         absl::ToDoubleSeconds(absl::Now() - core.started));
   gauge("fetch_bandwidth_bytes_per_second", "Rate of recent fetches.",

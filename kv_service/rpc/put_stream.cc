@@ -143,12 +143,18 @@ int64_t DenseBytes(const PutPlan& plan) {
 }  // namespace
 
 absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream& stream,
-                      CallWatch::Call& call) {
+                      CallWatch::Call& call, WorkGate::Call& place) {
   const absl::Time begun = absl::Now();
-  const absl::StatusOr<TenantQuotas::Share> place = core.quotas->TakeStream(view.tenant());
-  if (!place.ok()) return place.status();
+  const absl::StatusOr<TenantQuotas::Share> share = core.quotas->TakeStream(view.tenant());
+  if (!share.ok()) return share.status();
   v1::PutSegmentsRequest request;
-  if (!stream.Read(&request)) return absl::CancelledError("the put ended before its header");
+  const auto read = [&] {
+    place.Pause();
+    const bool more = stream.Read(&request);
+    if (more) place.Continue();
+    return more;
+  };
+  if (!read()) return absl::CancelledError("the put ended before its header");
   if (!request.has_header()) {
     return absl::InvalidArgumentError("the first message of a put must be its header");
   }
@@ -170,7 +176,7 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
   if (!put.ok()) return put.status();
   if (!stream.Write(Accepted(**put))) return absl::CancelledError("the client is gone");
 
-  while (stream.Read(&request)) {
+  while (read()) {
     call.Progress();
     switch (request.message_case()) {
       case v1::PutSegmentsRequest::kChunk:

@@ -38,6 +38,11 @@ void Declare(CLI::App& app, ServerFlags& flags) {
   app.add_option("--max-puts", flags.max_puts, "Puts in progress at the same time")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
+  app.add_option("--max-calls", flags.max_calls,
+                 "Calls of the store at the same time, working or waiting; others are told to come "
+                 "again. Each takes memory (docs/operations.md)")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
   app.add_option("--stall-seconds", flags.stall_seconds,
                  "How long a client in a put or fetch may neither send nor read before the call is "
                  "cancelled")

@@ -25,6 +25,7 @@ struct ServerFlags {
   std::string disk_key_file;
   RedisFlags redis;
   int max_puts = 64;
+  int max_calls = 512;
   double stall_seconds = 60;
   double max_lease_seconds = 600;
   double max_pin_seconds = 86400;

@@ -29,6 +29,9 @@
 namespace fourierkv {
 namespace {
 
+// For calls of other kinds, and for those that are told that there are too many.
+constexpr int kSpareThreads = 64;
+
 absl::Status AddDiskTier(const ServerFlags& flags, ServiceCore& core) {
   if (flags.disk_path.empty()) {
     if (flags.disk_key_file.empty()) return absl::OkStatus();
@@ -78,6 +81,8 @@ absl::Status Serve(int argc, const char* const* argv) {
   limits.memory_bytes = static_cast<int64_t>(flags.memory);
   limits.scratch_bytes = static_cast<int64_t>(flags.scratch_memory);
   limits.max_puts = flags.max_puts;
+  limits.max_calls = flags.max_calls;
+  limits.places = 2 * flags.threads;
   limits.stall = absl::Seconds(flags.stall_seconds);
   limits.max_lease = absl::Seconds(flags.max_lease_seconds);
   limits.max_pin = absl::Seconds(flags.max_pin_seconds);
@@ -123,6 +128,7 @@ absl::Status Serve(int argc, const char* const* argv) {
   options.reflection = flags.reflection;
   options.drain_deadline = absl::Seconds(flags.drain_seconds);
   options.max_receive_message_bytes = 16 << 20;
+  options.max_threads = flags.max_calls + flags.max_followers + kSpareThreads;
   options.on_drain = [&] { events.Drain(); };
   const absl::Status served = RunServer(options, {&cache, &profiles, &admin, &events});
   if (!core.tiers.Drain(absl::Now() + options.drain_deadline)) {

@@ -2,7 +2,9 @@
 
 #include <openssl/rand.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <thread>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -19,6 +21,11 @@ void LogCorruption(const BlockKey& key, SegmentForm form, int layer, Part part,
        {"layer", layer},
        {"part", PartName(part)},
        {"status", status}});
+}
+
+// One waits for memory or for the kernel while another one computes.
+int DefaultPlaces() {
+  return 2 * std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
 std::array<uint8_t, 32> RandomBytes() {
@@ -45,6 +52,8 @@ ServiceCore::ServiceCore(std::unique_ptr<ComputeBackend> compute_backend,
       tiers(&store, {}, {.observer = &events}),
       puts(&store, backend.get(), limits.max_puts, &tiers),
       reader(&store, backend.get(), scratch, LogCorruption, &tiers),
+      gate({.places = limits.places > 0 ? limits.places : DefaultPlaces(),
+            .max_calls = limits.max_calls}),
       lease_secret(RandomBytes()),
       started(absl::Now()),
       sweeper([this] { return tiers.Expire(); }, limits.sweep) {}

@@ -22,6 +22,7 @@
 #include "kv_service/core/store_metrics.h"
 #include "kv_service/core/store_sweeper.h"
 #include "kv_service/core/tiered_store.h"
+#include "kv_service/core/work_gate.h"
 #include "kv_service/rpc/tenant_quotas.h"
 #include "proto/support/access_control.h"
 #include "proto/support/live_duration.h"
@@ -32,6 +33,8 @@ struct ServiceLimits {
   int64_t memory_bytes = int64_t{1} << 30;       // segments and puts in progress
   int64_t scratch_bytes = int64_t{1} << 28;      // forms made for a fetch and not kept
   int max_puts = 64;                             // at the same time
+  int max_calls = 512;                           // of the store, at the same time
+  int places = 0;                                // that work at the same time; 0: two per CPU
   absl::Duration stall = absl::Minutes(1);       // how long a client may neither send nor read
   absl::Duration max_lease = absl::Minutes(10);  // that MatchPrefix grants
   absl::Duration max_pin = absl::Hours(24);
@@ -67,6 +70,7 @@ struct ServiceCore {
   TieredStore tiers;              // over `store`; tiers are added before the service is served
   PutManager puts;
   SegmentReader reader;
+  WorkGate gate;                   // of calls of the store
   BandwidthMeter fetch_bandwidth;  // as clients drained them
   LatencyHistogram overrun;        // of calls' work after they were over
   // Who may call what; null: calls need no token, and nobody is kept from anything. Set before the

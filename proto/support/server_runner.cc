@@ -32,11 +32,6 @@
 namespace fourierkv {
 namespace {
 
-// Calls at the same time. Each has a thread, and gRPC keeps up to 1 MB for it; what comes beyond
-// that is refused with RESOURCE_EXHAUSTED at once, where it would wait for longer than its caller
-// does.
-constexpr int kMostCalls = 512;
-
 // What the signal thread and RunServer know of each other.
 struct SignalState {
   std::mutex mutex;
@@ -239,8 +234,12 @@ absl::Status RunServer(const ServerOptions& options, const std::vector<grpc::Ser
   // Clients ask in the same way whether the server is still there.
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
   grpc::ResourceQuota quota("calls");
-  quota.SetMaxThreads(kMostCalls);
+  quota.SetMaxThreads(options.max_threads);
   builder.SetResourceQuota(quota);
+  // A thread that has ended a call takes the next one: to start a thread for each costs more than
+  // many calls do, and while there is too much to do, new calls would wait for that.
+  builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 2);
+  builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 16);
   for (grpc::Service* service : services) builder.RegisterService(service);
   const std::unique_ptr<grpc::Server> server =
       IsSocketInUse(options.listen) ? nullptr : builder.BuildAndStart();

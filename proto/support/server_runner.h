@@ -34,6 +34,9 @@ struct ServerOptions {
   // How long running calls may take to finish after a stop was asked for.
   absl::Duration drain_deadline = absl::Seconds(10);
   int max_receive_message_bytes = 4 << 20;
+  // Calls at the same time, each of which has a thread. What comes beyond that is refused by gRPC
+  // at once, with RESOURCE_EXHAUSTED, where it would wait for longer than its caller does.
+  int max_threads = 512;
   // Called when draining begins and, after the last call, before RunServer returns.
   std::function<void()> on_drain;
   // Called for each SIGHUP, from RunServer's thread, while it serves; those that come meanwhile are

@@ -1,0 +1,218 @@
+#include "kv_service/core/work_gate.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+
+namespace fourierkv {
+namespace {
+
+constexpr absl::Duration kLookEvery = absl::Milliseconds(20);  // whether a call has ended
+// What a call is charged for when it begins, until it is known: so that a client whose turn it is
+// does not get all places at once.
+constexpr double kExpectedSeconds = 1e-3;
+constexpr size_t kMostIdle = 256;
+
+thread_local WorkGate::Call* this_thread = nullptr;
+
+// Whether a thread of this process waits for something, and not for a CPU. On a machine with more
+// to do than it can, time alone does not tell.
+bool IsAsleep(pid_t thread) {
+  const int fd = open(absl::StrCat("/proc/self/task/", thread, "/stat").c_str(), O_RDONLY);
+  if (fd < 0) return true;
+  char text[128];  // "123 (name of up to 15) S ..."
+  const ssize_t size = read(fd, text, sizeof text);
+  close(fd);
+  const absl::string_view stat(text, size > 0 ? static_cast<size_t>(size) : 0);
+  const size_t name_end = stat.rfind(") ");
+  return name_end == absl::string_view::npos || stat.substr(name_end + 2, 1) != "R";
+}
+
+}  // namespace
+
+struct WorkGate::Client {
+  double used = 0;  // seconds of places, from where others were when it came
+  int calls = 0;
+  std::deque<Call*> begun;  // that wait to go on
+  std::deque<Call*> fresh;
+  absl::Time fresh_since;  // there has always been one
+
+  bool waits() const { return !begun.empty() || !fresh.empty(); }
+};
+
+WorkGate::WorkGate(Options options) : options_(std::move(options)) {}
+
+WorkGate::Stats WorkGate::stats() const {
+  const Lock lock(mutex_);
+  Stats stats = stats_;
+  stats.working = static_cast<int>(working_.size());
+  return stats;
+}
+
+std::shared_ptr<WorkGate::Client> WorkGate::ClientOf(const std::string& name) {
+  if (clients_.size() >= kMostIdle && !clients_.contains(name)) {
+    absl::erase_if(clients_, [](const auto& entry) { return entry.second->calls == 0; });
+  }
+  std::shared_ptr<Client>& client = clients_[name];
+  if (client == nullptr) client = std::make_shared<Client>();
+  // Time in which it asked for nothing is not saved up.
+  if (client->calls == 0) client->used = std::max(client->used, begun_);
+  return client;
+}
+
+std::shared_ptr<WorkGate::Client> WorkGate::Next() const {
+  std::shared_ptr<Client> next;
+  for (const auto& [name, client] : clients_) {
+    if (client->waits() && (next == nullptr || client->used < next->used)) next = client;
+  }
+  return next;
+}
+
+void WorkGate::Admit(absl::Time now) {
+  while (stats_.waiting > 0) {
+    if (static_cast<int>(working_.size()) >= options_.places) {
+      const auto first = std::ranges::min_element(working_, {}, &Call::lent_at_);
+      Call& held = **first;
+      if (now < held.lent_at_) return;
+      if (held.paused_ && !IsAsleep(held.thread_)) {
+        held.lent_at_ = now + options_.slice;  // it has not come to wait yet
+        continue;
+      }
+      Leave(held, now);
+    }
+    const std::shared_ptr<Client> client = Next();
+    std::deque<Call*>& queue = client->begun.empty() ? client->fresh : client->begun;
+    Call* const call = queue.front();
+    queue.pop_front();
+    --stats_.waiting;
+    begun_ = std::max(begun_, client->used);
+    client->used += kExpectedSeconds;
+    call->state_ = Call::State::kWorking;
+    call->since_ = call->lent_at_ = absl::InfiniteFuture();  // until it wakes up
+    working_.push_back(call);
+    call->admitted_.notify_one();
+  }
+}
+
+void WorkGate::Leave(Call& call, absl::Time now) {
+  const double took = std::max(0.0, absl::ToDoubleSeconds(now - call.since_));
+  call.client_->used += took - kExpectedSeconds;
+  call.state_ = Call::State::kOutside;
+  std::erase(working_, &call);
+}
+
+void WorkGate::WakeWatcher() {
+  if (watched_ || stats_.waiting == 0) return;
+  const std::shared_ptr<Client> client = Next();
+  (client->begun.empty() ? client->fresh : client->begun).front()->admitted_.notify_one();
+}
+
+bool WorkGate::Wait(Lock& lock, Call& call, std::deque<Call*>& queue, absl::Time limit) {
+  call.state_ = Call::State::kWaiting;
+  queue.push_back(&call);
+  ++stats_.waiting;
+  Admit(options_.clock());
+  while (call.state_ != Call::State::kWorking) {
+    const absl::Time now = options_.clock();
+    if (now >= limit || call.patience_.over()) break;
+    const bool watches = !std::exchange(watched_, true);
+    const absl::Duration pause =
+        std::min({watches ? options_.slice : kLookEvery, kLookEvery, limit - now});
+    call.admitted_.wait_for(lock, absl::ToChronoNanoseconds(pause));
+    if (!watches) continue;
+    watched_ = false;
+    Admit(options_.clock());
+  }
+  WakeWatcher();
+  if (call.state_ == Call::State::kWorking) {
+    call.since_ = options_.clock();
+    call.lent_at_ = call.since_ + options_.longest;
+    call.paused_ = false;
+    return true;
+  }
+  std::erase(queue, &call);
+  --stats_.waiting;
+  call.state_ = Call::State::kOutside;
+  return false;
+}
+
+WorkGate::Call::Call(WorkGate* gate, const std::string& client, const Patience& patience)
+    : gate_(gate), patience_(patience), status_(patience.Check()) {
+  if (!status_.ok()) return;
+  const Options& options = gate_->options_;
+  Lock lock(gate_->mutex_);
+  if (gate_->stats_.calls >= options.max_calls) {
+    ++gate_->stats_.refused_calls;
+    status_ = absl::ResourceExhaustedError(
+        absl::StrCat("the server has ", options.max_calls,
+                     " calls at the same time (--max-calls); retry later, or make fewer at once"));
+    return;
+  }
+  client_ = gate_->ClientOf(client);
+  ++client_->calls;
+  ++gate_->stats_.calls;
+  const absl::Time now = options.clock();
+  if (client_->fresh.empty()) client_->fresh_since = now;
+  const bool stands = now - client_->fresh_since > options.burst;
+  const absl::Duration left = patience_.deadline() - now;
+  const absl::Time limit =
+      now + (stands ? std::min(options.standing, left / 4) : std::min(options.burst, left / 2));
+  if (gate_->Wait(lock, *this, client_->fresh, limit)) {
+    this_thread = this;
+    thread_ = static_cast<pid_t>(syscall(SYS_gettid));
+    return;
+  }
+  status_ = patience_.Check();
+  if (!status_.ok()) return;
+  ++gate_->stats_.refused_busy;
+  status_ = absl::ResourceExhaustedError(
+      "the server has more to do than it can do in time; retry later, or elsewhere");
+}
+
+WorkGate::Call::~Call() {
+  if (client_ == nullptr) return;
+  if (this_thread == this) this_thread = nullptr;
+  const Lock lock(gate_->mutex_);
+  const absl::Time now = gate_->options_.clock();
+  if (state_ == State::kWorking) gate_->Leave(*this, now);
+  --client_->calls;
+  --gate_->stats_.calls;
+  gate_->Admit(now);
+}
+
+void WorkGate::Call::Pause() {
+  if (client_ == nullptr) return;
+  const Lock lock(gate_->mutex_);
+  lent_at_ = gate_->options_.clock() + gate_->options_.slice;
+  paused_ = true;
+}
+
+void WorkGate::PauseThisThread() {
+  if (this_thread != nullptr) this_thread->Pause();
+}
+
+void WorkGate::Call::Continue() {
+  if (client_ == nullptr) return;
+  Lock lock(gate_->mutex_);
+  if (state_ == State::kWorking) {
+    const absl::Time now = gate_->options_.clock();
+    lent_at_ = now + gate_->options_.longest;
+    paused_ = false;
+    if (now - since_ < gate_->options_.slice) return;
+    if (gate_->stats_.waiting == 0) {
+      client_->used += absl::ToDoubleSeconds(now - since_);
+      since_ = now;
+      return;
+    }
+    gate_->Leave(*this, now);
+  }
+  gate_->Wait(lock, *this, client_->begun, absl::InfiniteFuture());
+}
+
+}  // namespace fourierkv
