@@ -84,8 +84,14 @@ absl::Status LoadRun::Fill() {
   };
   for (uint32_t rank = options_.population; rank-- > 0;) {
     bool waited = false;
-    while (!stopped() && !failed() && !filling.Acquire(Clock::now() + kSlice, &waited)) continue;
-    if (stopped() || failed()) break;
+    bool acquired = false;
+    while (!acquired && !stopped() && !failed()) {
+      acquired = filling.Acquire(Clock::now() + kSlice, &waited);
+    }
+    if (stopped() || failed()) {
+      if (acquired) filling.Release();
+      break;
+    }
     const SequenceId id = target_->population().Current(workload_.SlotOfRank(rank));
     filling.Launch(MakePut(target_->setup(), target_->stub(rank), id),
                    [&](const OperationResult& result, bool) {
