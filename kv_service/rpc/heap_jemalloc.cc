@@ -1,5 +1,8 @@
 #include <jemalloc/jemalloc.h>
 
+#include <cstdint>
+#include <string>
+
 #include "absl/strings/str_cat.h"
 #include "kv_service/rpc/heap.h"
 
