@@ -288,11 +288,13 @@ class IntegerScorer {
     constexpr int kRow = kUnitTokens * kBits / 8;
     const auto row = [&](int n) { return at + FirstResident(part_, n, lane_) * kRow; };
     int n = 1;
-    if (kBits == 4 && part_.resident_chunks > 1) {
+    if (part_.resident_chunks == 0) {
+#pragma unroll
+      for (int i = 0; i < 4 * kTilesAtOnce; ++i) acc[i / 4][i % 4] = kMagicBits;
+    } else if (kBits == 4 && part_.resident_chunks > 1) {
       FirstResidentScores(acc, row(0), row(1), first_[0], first_[1]);
       n = 2;
     } else {
-      // If there are none, queries are zero.
       AddResidentScores<kBits, true>(acc, row(0), first_[0]);
     }
 #pragma unroll 1
