@@ -13,7 +13,9 @@
 namespace fourierkv {
 namespace {
 
-constexpr absl::Duration kLookEvery = absl::Milliseconds(20);  // whether a call has ended
+// Whether a call has ended. One that has not begun is woken, or costs nothing while it waits.
+constexpr absl::Duration kLookEvery = absl::Milliseconds(20);
+constexpr absl::Duration kLookEveryFresh = absl::Milliseconds(200);
 // What a call is charged for when it begins, until it is known: so that a client whose turn it is
 // does not get all places at once.
 constexpr double kExpectedSeconds = 1e-3;
@@ -122,8 +124,9 @@ bool WorkGate::Wait(Lock& lock, Call& call, std::deque<Call*>& queue, absl::Time
     const absl::Time now = options_.clock();
     if (now >= limit || call.patience_.over()) break;
     const bool watches = !std::exchange(watched_, true);
+    const absl::Duration look = &queue == &call.client_->fresh ? kLookEveryFresh : kLookEvery;
     const absl::Duration pause =
-        std::min({watches ? options_.slice : kLookEvery, kLookEvery, limit - now});
+        std::min(watches ? std::min(options_.slice, kLookEvery) : look, limit - now);
     call.admitted_.wait_for(lock, absl::ToChronoNanoseconds(pause));
     if (!watches) continue;
     watched_ = false;

@@ -41,7 +41,7 @@ class WorkGate {
     int places = 1;       // > 0
     int max_calls = 512;  // at the same time, whatever they do
     absl::Duration burst = absl::Seconds(2);
-    absl::Duration standing = absl::Milliseconds(500);
+    absl::Duration standing = absl::Milliseconds(100);
     absl::Duration slice = absl::Milliseconds(5);  // of a place, before it is others' turn
     absl::Duration longest = absl::Milliseconds(100);
     std::function<absl::Time()> clock = &absl::Now;
