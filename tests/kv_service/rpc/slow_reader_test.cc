@@ -32,6 +32,28 @@ struct UnreadFetch {
   std::unique_ptr<grpc::ClientReader<v1::GetSegmentsResponse>> reader;
 };
 
+TEST(SlowReaderTest, MoreCallsThanAllowedAreToldWhenToComeAgain) {
+  ServiceLimits limits;
+  limits.max_calls = 1;
+  TestService service(limits);
+  const v1::GetSegmentsRequest much = PutMuch(service.client());
+  UnreadFetch fetch;
+  fetch.reader = service.raw().GetSegments(&fetch.context, much);
+  v1::GetSegmentsResponse plan;
+  ASSERT_TRUE(fetch.reader->Read(&plan));
+  const absl::Status refused = Fetch(service.client(), much).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted) << refused;
+  EXPECT_THAT(std::string(refused.message()), testing::HasSubstr("--max-calls"));
+  EXPECT_TRUE(RetryAfter(refused).has_value());
+  fetch.context.TryCancel();
+  fetch.reader->Finish();
+  for (const absl::Time limit = Soon(); service.core().gate.stats().calls > 0;) {
+    ASSERT_LT(absl::Now(), limit);
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_TRUE(Fetch(service.client(), much).ok());
+}
+
 TEST(SlowReaderTest, WhatWaitsForClientsIsBoundedByScratchMemory) {
   ServiceLimits limits;
   limits.scratch_bytes = int64_t{2} << 20;
