@@ -164,8 +164,7 @@ WorkGate::Call::Call(WorkGate* gate, const std::string& client, const Patience& 
   if (client_->fresh.empty()) client_->fresh_since = now;
   const bool stands = now - client_->fresh_since > options.burst;
   const absl::Duration left = patience_.deadline() - now;
-  const absl::Time limit =
-      now + (stands ? std::min(options.standing, left / 4) : std::min(options.burst, left / 2));
+  const absl::Time limit = now + std::min(stands ? options.standing : options.burst, left / 2);
   if (gate_->Wait(lock, *this, client_->fresh, limit)) {
     this_thread = this;
     thread_ = static_cast<pid_t>(syscall(SYS_gettid));

@@ -27,9 +27,10 @@ namespace fourierkv {
 // begun go before others, each in order.
 //
 // A call that waits to begin is refused where it would be served late: after half of the time that
-// it has, and after `burst`; while its client's queue has not been empty for that long, after a
-// quarter, and after `standing` ("controlled delay": Maurer, Fail at Scale, ACM Queue 13/8, 2015).
-// Being refused early costs least, and those who are admitted are answered in time.
+// it has, and after `burst`; or, once its client's queue has not been empty for that long, after
+// `standing` ("controlled delay": Maurer, Fail at Scale, ACM Queue 13/8, 2015). So those who are
+// admitted are answered in time. Not much earlier: a call that is refused costs a third of one that
+// is served, and comes again.
 //
 // Whoever sleeps for its client or a tier (Pause) for longer than `slice`, or holds a place for
 // longer than `longest` for whatever reason, lends it to those who wait for one, and asks for one
@@ -41,7 +42,7 @@ class WorkGate {
     int places = 1;       // > 0
     int max_calls = 512;  // at the same time, whatever they do
     absl::Duration burst = absl::Seconds(2);
-    absl::Duration standing = absl::Milliseconds(100);
+    absl::Duration standing = absl::Milliseconds(500);
     absl::Duration slice = absl::Milliseconds(5);  // of a place, before it is others' turn
     absl::Duration longest = absl::Milliseconds(100);
     std::function<absl::Time()> clock = &absl::Now;
