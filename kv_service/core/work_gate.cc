@@ -68,6 +68,36 @@ std::shared_ptr<WorkGate::Client> WorkGate::ClientOf(const std::string& name) {
   return client;
 }
 
+absl::Status WorkGate::RefuseCall() {
+  ++stats_.refused_calls;
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the server has ", options_.max_calls,
+                   " calls at the same time (--max-calls); retry later, or make fewer at once"));
+}
+
+bool WorkGate::HasRoomFor(const std::string& client) {
+  if (stats_.calls < options_.max_calls) return true;
+  Client* most = nullptr;
+  for (const auto& [name, other] : clients_) {
+    if (!other->fresh.empty() && (most == nullptr || other->calls > most->calls)) {
+      most = other.get();
+    }
+  }
+  const auto own = clients_.find(client);
+  const int own_calls = own == clients_.end() ? 0 : own->second->calls;
+  if (most == nullptr || most->calls <= own_calls + 1) return false;
+  Call& last = *most->fresh.back();
+  most->fresh.pop_back();
+  last.state_ = Call::State::kOutside;
+  last.status_ = RefuseCall();
+  last.client_ = nullptr;
+  last.admitted_.notify_one();
+  --most->calls;
+  --stats_.calls;
+  --stats_.waiting;
+  return true;
+}
+
 std::shared_ptr<WorkGate::Client> WorkGate::Next() const {
   std::shared_ptr<Client> next;
   for (const auto& [name, client] : clients_) {
@@ -120,11 +150,12 @@ bool WorkGate::Wait(Lock& lock, Call& call, std::deque<Call*>& queue, absl::Time
   queue.push_back(&call);
   ++stats_.waiting;
   Admit(options_.clock());
-  while (call.state_ != Call::State::kWorking) {
+  const bool fresh = &queue == &call.client_->fresh;
+  while (call.state_ == Call::State::kWaiting) {
     const absl::Time now = options_.clock();
     if (now >= limit || call.patience_.over()) break;
     const bool watches = !std::exchange(watched_, true);
-    const absl::Duration look = &queue == &call.client_->fresh ? kLookEveryFresh : kLookEvery;
+    const absl::Duration look = fresh ? kLookEveryFresh : kLookEvery;
     const absl::Duration pause =
         std::min(watches ? std::min(options_.slice, kLookEvery) : look, limit - now);
     call.admitted_.wait_for(lock, absl::ToChronoNanoseconds(pause));
@@ -139,9 +170,11 @@ bool WorkGate::Wait(Lock& lock, Call& call, std::deque<Call*>& queue, absl::Time
     call.paused_ = false;
     return true;
   }
-  std::erase(queue, &call);
-  --stats_.waiting;
-  call.state_ = Call::State::kOutside;
+  if (call.state_ == Call::State::kWaiting) {
+    std::erase(queue, &call);
+    --stats_.waiting;
+    call.state_ = Call::State::kOutside;
+  }
   return false;
 }
 
@@ -150,14 +183,12 @@ WorkGate::Call::Call(WorkGate* gate, const std::string& client, const Patience& 
   if (!status_.ok()) return;
   const Options& options = gate_->options_;
   Lock lock(gate_->mutex_);
-  if (gate_->stats_.calls >= options.max_calls) {
-    ++gate_->stats_.refused_calls;
-    status_ = absl::ResourceExhaustedError(
-        absl::StrCat("the server has ", options.max_calls,
-                     " calls at the same time (--max-calls); retry later, or make fewer at once"));
+  if (!gate_->HasRoomFor(client)) {
+    status_ = gate_->RefuseCall();
     return;
   }
-  client_ = gate_->ClientOf(client);
+  const std::shared_ptr<Client> shared = gate_->ClientOf(client);  // until its queue is left
+  client_ = shared;
   ++client_->calls;
   ++gate_->stats_.calls;
   const absl::Time now = options.clock();
@@ -165,11 +196,12 @@ WorkGate::Call::Call(WorkGate* gate, const std::string& client, const Patience& 
   const bool stands = now - client_->fresh_since > options.burst;
   const absl::Duration left = patience_.deadline() - now;
   const absl::Time limit = now + std::min(stands ? options.standing : options.burst, left / 2);
-  if (gate_->Wait(lock, *this, client_->fresh, limit)) {
+  if (gate_->Wait(lock, *this, shared->fresh, limit)) {
     this_thread = this;
     thread_ = static_cast<pid_t>(syscall(SYS_gettid));
     return;
   }
+  if (client_ == nullptr) return;
   status_ = patience_.Check();
   if (!status_.ok()) return;
   ++gate_->stats_.refused_busy;

@@ -52,7 +52,7 @@ class WorkGate {
     int working = 0;  // of these, with a place
     int waiting = 0;
     uint64_t refused_busy = 0;
-    uint64_t refused_calls = 0;  // beyond max_calls
+    uint64_t refused_calls = 0;  // beyond max_calls, also those that made room for others
   };
 
  private:
@@ -87,7 +87,7 @@ class WorkGate {
     const Patience patience_;
     absl::Status status_;
     // Guarded by the gate's mutex.
-    std::shared_ptr<Client> client_;  // null: it is not counted
+    std::shared_ptr<Client> client_;  // null: it is not counted, or no longer
     State state_ = State::kOutside;
     absl::Time since_;    // it works, or its time was last charged
     absl::Time lent_at_;  // if somebody waits then
@@ -107,7 +107,11 @@ class WorkGate {
   using Lock = std::unique_lock<std::mutex>;
 
   std::shared_ptr<Client> ClientOf(const std::string& name);
-  // Waits in `queue` until there is a place for `call`; false when `limit` or patience is over.
+  // Whether `client` may have one more call now, which may cost somebody else one that waits.
+  bool HasRoomFor(const std::string& client);
+  absl::Status RefuseCall();
+  // Waits in `queue` until there is a place for `call`; false when `limit` or patience is over, or
+  // it made room for another.
   bool Wait(Lock& lock, Call& call, std::deque<Call*>& queue, absl::Time limit);
   // Gives free places to those whose turn it is, and those that were held for too long.
   void Admit(absl::Time now);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -67,7 +68,7 @@ class Callers {
     callers_.push_back(std::make_unique<Caller>());
     Caller& caller = *callers_.back();
     caller.name = name;
-    const int waiting = gate_->stats().waiting;
+    const int came = Came();
     caller.thread = std::thread([this, client, patience, &caller] {
       WorkGate::Call call(gate_, client, patience);
       caller.status = call.status();
@@ -79,7 +80,7 @@ class Callers {
       }
       while (!caller.leave) absl::SleepFor(absl::Milliseconds(1));
     });
-    Await([&] { return caller.decided || gate_->stats().waiting > waiting; });
+    Await([&] { return caller.decided || Came() > came; });
   }
   void Leave(const std::string& name) {
     for (auto& caller : callers_) {
@@ -106,6 +107,11 @@ class Callers {
   bool Waits(size_t number) const { return !callers_[number]->decided; }
 
  private:
+  // Calls that wait or were decided, of all.
+  int Came() const {
+    const auto decided = [](const auto& caller) { return caller->decided.load(); };
+    return static_cast<int>(std::ranges::count_if(callers_, decided)) + gate_->stats().waiting;
+  }
   static bool HasFailure() { return testing::Test::HasFatalFailure(); }
   struct Caller {
     std::string name;
@@ -247,6 +253,30 @@ TEST(WorkGateTest, MoreCallsThanAllowedAreRefusedAtOnce) {
   Await([&] { return gate.stats().calls == 0; });
   callers.Come("c", "again");
   EXPECT_TRUE(callers.StatusOf(3).ok());
+}
+
+TEST(WorkGateTest, WhoHasMostCallsMakesRoomForOthers) {
+  Clock clock;
+  WorkGate::Options options = OnePlace(clock);
+  options.max_calls = 5;
+  WorkGate gate(options);
+  Callers callers(&gate);
+  for (const char* name : {"g0", "g1", "g2", "g3"}) callers.Come("greedy", name);
+  callers.Come("second", "s4");
+  callers.Come("greedy", "refused");
+  EXPECT_THAT(std::string(callers.StatusOf(5).message()), HasSubstr("--max-calls"));
+  callers.Come("third", "t6");  // takes the place of g3, which came last
+  EXPECT_EQ(callers.StatusOf(3).code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(callers.StatusOf(3).message()), HasSubstr("--max-calls"));
+  EXPECT_TRUE(callers.Waits(2));
+  callers.Come("third", "t7");  // and that of g2
+  EXPECT_EQ(callers.StatusOf(2).code(), StatusCode::kResourceExhausted);
+  callers.Come("third", "refused");  // all have as many
+  EXPECT_EQ(callers.StatusOf(8).code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(gate.stats().calls, 5);
+  EXPECT_EQ(gate.stats().refused_calls, 4);
+  EXPECT_EQ(gate.stats().waiting, 4);
+  EXPECT_THAT(callers.LeaveInTurn(5), testing::UnorderedElementsAre("g0", "g1", "s4", "t6", "t7"));
 }
 
 TEST(WorkGateTest, WhoIsStuckLendsItsPlaceAndWaitsForItsTurnAfterwards) {
