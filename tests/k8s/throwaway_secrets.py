@@ -26,7 +26,7 @@ def _token(key, claims):
 
 
 def make(folder):
-    """Writes tls.crt, tls.key, ca.crt, keys.json, token and password: one certificate of HOST and one token serve all."""
+    """Writes tls.crt, tls.key, ca.crt, keys.json, token, password and disk.keys: one certificate of HOST and one token serve all."""
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     ca, ca_key, key, request = (folder / name for name in ("ca.crt", "ca.key", "tls.key", "request"))
     _openssl("req", "-x509", *new_key, "-keyout", ca_key, "-out", ca, "-days", 1, "-subj", "/CN=test authority")
@@ -41,3 +41,5 @@ def make(folder):
     claims = {"aud": "fourierkv", "tenant": "test", "roles": ["read", "write"], "exp": int(time.time()) + 3600}
     (folder / "token").write_text(_token(key, claims))
     (folder / "password").write_text("of Redis\n")
+    (folder / "disk.keys").write_text(secrets.token_hex(32) + "\n")
+    (folder / "disk.keys").chmod(0o440)

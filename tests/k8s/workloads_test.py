@@ -139,6 +139,11 @@ class WorkloadsTest(unittest.TestCase):
             self.assertEqual(server.thing["spec"]["replicas"], 2 if "redis" in server.config else 1)
             self.assertEqual("redis" in server.config, name == "production")
 
+    def test_disks_are_encrypted_in_production(self):
+        for name in OVERLAYS:
+            (server,) = [w for w in Overlay(name).workloads() if w.program == "fourierkv-server"]
+            self.assertEqual("disk-key-file" in server.config, name == "production")
+
     @for_each_workload
     def test_pods_have_the_time_to_drain(self, _, workload):
         (sleep, seconds) = workload.container["lifecycle"]["preStop"]["exec"]["command"]
