@@ -46,6 +46,14 @@ struct WorkGate::Client {
   absl::Time fresh_since;  // there has always been one
 
   bool waits() const { return !begun.empty() || !fresh.empty(); }
+
+  // Adds the time of one of its calls since that was done last. Who sleeps uses no place from when
+  // others could have had it, whether or not there were any.
+  void Charge(Call& call, absl::Time now) {
+    const absl::Time until = call.paused_ ? std::min(now, call.lent_at_) : now;
+    used += std::max(0.0, absl::ToDoubleSeconds(until - call.since_));
+    call.since_ = now;
+  }
 };
 
 WorkGate::WorkGate(Options options) : options_(std::move(options)) {}
@@ -63,8 +71,6 @@ std::shared_ptr<WorkGate::Client> WorkGate::ClientOf(const std::string& name) {
   }
   std::shared_ptr<Client>& client = clients_[name];
   if (client == nullptr) client = std::make_shared<Client>();
-  // Time in which it asked for nothing is not saved up.
-  if (client->calls == 0) client->used = std::max(client->used, begun_);
   return client;
 }
 
@@ -113,7 +119,8 @@ void WorkGate::Admit(absl::Time now) {
       Call& held = **first;
       if (now < held.lent_at_) return;
       if (held.paused_ && !IsAsleep(held.thread_)) {
-        held.lent_at_ = now + options_.slice;  // it has not come to wait yet
+        held.client_->Charge(held, now);
+        held.lent_at_ = now + options_.slice;  // it has not come to wait yet, or does no more
         continue;
       }
       Leave(held, now);
@@ -133,8 +140,8 @@ void WorkGate::Admit(absl::Time now) {
 }
 
 void WorkGate::Leave(Call& call, absl::Time now) {
-  const double took = std::max(0.0, absl::ToDoubleSeconds(now - call.since_));
-  call.client_->used += took - kExpectedSeconds;
+  call.client_->Charge(call, now);
+  call.client_->used -= kExpectedSeconds;
   call.state_ = Call::State::kOutside;
   std::erase(working_, &call);
 }
@@ -146,6 +153,8 @@ void WorkGate::WakeWatcher() {
 }
 
 bool WorkGate::Wait(Lock& lock, Call& call, std::deque<Call*>& queue, absl::Time limit) {
+  // Time in which it asked for nothing is not saved up.
+  if (!call.client_->waits()) call.client_->used = std::max(call.client_->used, begun_);
   call.state_ = Call::State::kWaiting;
   queue.push_back(&call);
   ++stats_.waiting;
@@ -163,19 +172,17 @@ bool WorkGate::Wait(Lock& lock, Call& call, std::deque<Call*>& queue, absl::Time
     watched_ = false;
     Admit(options_.clock());
   }
-  WakeWatcher();
-  if (call.state_ == Call::State::kWorking) {
-    call.since_ = options_.clock();
-    call.lent_at_ = call.since_ + options_.longest;
-    call.paused_ = false;
-    return true;
-  }
   if (call.state_ == Call::State::kWaiting) {
     std::erase(queue, &call);
     --stats_.waiting;
     call.state_ = Call::State::kOutside;
   }
-  return false;
+  WakeWatcher();  // somebody who still waits
+  if (call.state_ != Call::State::kWorking) return false;
+  call.since_ = options_.clock();
+  call.lent_at_ = call.since_ + options_.longest;
+  call.paused_ = false;
+  return true;
 }
 
 WorkGate::Call::Call(WorkGate* gate, const std::string& client, const Patience& patience)
@@ -236,12 +243,14 @@ void WorkGate::Call::Continue() {
   Lock lock(gate_->mutex_);
   if (state_ == State::kWorking) {
     const absl::Time now = gate_->options_.clock();
-    lent_at_ = now + gate_->options_.longest;
-    paused_ = false;
-    if (now - since_ < gate_->options_.slice) return;
-    if (gate_->stats_.waiting == 0) {
-      client_->used += absl::ToDoubleSeconds(now - since_);
-      since_ = now;
+    const bool over = now - since_ >= gate_->options_.slice;
+    if (!over || gate_->stats_.waiting == 0) {
+      if (over) {
+        client_->Charge(*this, now);
+        gate_->begun_ = std::max(gate_->begun_, client_->used);  // as if it had come again
+      }
+      lent_at_ = now + gate_->options_.longest;
+      paused_ = false;
       return;
     }
     gate_->Leave(*this, now);

@@ -178,6 +178,71 @@ TEST(WorkGateTest, NoCreditIsSavedUpByAskingForNothing) {
   EXPECT_EQ(callers.begun().back(), "e4");
 }
 
+TEST(WorkGateTest, NoCreditIsSavedUpBehindACallThatAsksForNothing) {
+  Clock clock;
+  WorkGate::Options options = OnePlace(clock);
+  options.places = 2;
+  WorkGate gate(options);
+  Callers callers(&gate);
+  const auto leave = [&](const std::string& name, size_t begun) {
+    callers.Leave(name);
+    Await([&] { return callers.begun().size() == begun; });
+  };
+  const WorkGate::Call open(&gate, "late", absl::InfiniteFuture());
+  callers.Come("early", "e1");
+  callers.Come("early", "e2");
+  clock.Advance(absl::Seconds(100));
+  leave("e1", 2);
+  callers.Come("early", "e3");
+  callers.Come("late", "l1");
+  callers.Come("late", "l2");
+  clock.Advance(absl::Seconds(50));
+  leave("e2", 3);
+  EXPECT_EQ(callers.begun().back(), "l1");
+  clock.Advance(absl::Seconds(100));  // more than e2 used, and less than all of early
+  leave("l1", 4);
+  EXPECT_EQ(callers.begun().back(), "e3");
+}
+
+TEST(WorkGateTest, WhoComesOwesNothingForWhatOthersUsedAlone) {
+  Clock clock;
+  WorkGate::Options options = OnePlace(clock);
+  options.places = 2;
+  WorkGate gate(options);
+  Callers callers(&gate);
+  WorkGate::Call alone(&gate, "alone", absl::InfiniteFuture());
+  clock.Advance(absl::Hours(10));
+  alone.Continue();  // nobody waits
+  callers.Come("other", "o1");
+  callers.Come("other", "o2");
+  callers.Come("alone", "a1");
+  clock.Advance(absl::Minutes(1));
+  EXPECT_THAT(callers.LeaveInTurn(3), ElementsAre("o1", "a1", "o2"));
+}
+
+TEST(WorkGateTest, WhoSleepsWhileNobodyWaitsIsNotChargedForIt) {
+  Clock clock;
+  WorkGate::Options options = OnePlace(clock);
+  options.slice = absl::Seconds(1);
+  WorkGate gate(options);
+  Callers callers(&gate);
+  std::optional<WorkGate::Call> slow(std::in_place, &gate, "slow", absl::InfiniteFuture());
+  WorkGate::PauseThisThread();
+  clock.Advance(absl::Hours(10));
+  callers.Come("other", "o1");
+  std::thread advances([&] {
+    while (callers.Waits(0)) {
+      clock.Advance(absl::Seconds(2));
+      absl::SleepFor(absl::Milliseconds(20));
+    }
+  });
+  advances.join();  // this thread sleeps now: it lends its place
+  callers.Come("other", "o2");
+  callers.Come("slow", "s1");
+  clock.Advance(absl::Minutes(10));
+  EXPECT_THAT(callers.LeaveInTurn(3), ElementsAre("o1", "s1", "o2"));
+}
+
 TEST(WorkGateTest, WhoWaitsForTooLongToBeginIsRefused) {
   Clock clock;
   WorkGate gate(OnePlace(clock));
