@@ -51,14 +51,19 @@ class Sequential final : public Operation {
  private:
   void Continue(const OperationResult& result) {
     sum_.Add(result);
-    std::shared_ptr<Operation> old;  // is calling this; destroyed when all else is done
-    std::shared_ptr<Operation> step;
+    std::shared_ptr<Operation> old;  // is calling this
+    Operation* step = nullptr;       // held by step_ until it is done
     {
       std::lock_guard lock(mutex_);
       if (sum_.status.ok() && cancelled_) sum_.status = absl::CancelledError("cancelled");
-      if (sum_.status.ok()) step = next_(sum_);
-      old = std::exchange(step_, step);
+      std::shared_ptr<Operation> next;
+      if (sum_.status.ok()) next = next_(sum_);
+      step = next.get();
+      old = std::exchange(step_, std::move(next));
     }
+    // Not later: who is told that all is done may let go of the channel. If a call that is left
+    // here had the last share of it then, this thread of gRPC would free what it runs on.
+    old.reset();
     if (step == nullptr) {
       const Done done = std::move(done_);
       done(std::move(sum_));  // `this` may be gone after it
