@@ -10,7 +10,7 @@ namespace fourierkv {
 PartAssembly::PartAssembly(std::shared_ptr<BlobBuffer> buffer, int64_t begin)
     : buffer_(std::move(buffer)), begin_(begin), size_(buffer_->size() - begin) {}
 
-absl::Status PartAssembly::Write(int64_t offset, std::span<const std::byte> bytes) {
+absl::Status PartAssembly::Write(int64_t offset, std::span<const std::byte> bytes, int64_t most) {
   const int64_t n = static_cast<int64_t>(bytes.size());
   if (offset > size_ || n > size_ - offset) {
     return absl::OutOfRangeError(
@@ -26,9 +26,9 @@ absl::Status PartAssembly::Write(int64_t offset, std::span<const std::byte> byte
   }
   const bool joins_before = before != ranges_.end() && before->second == offset;
   const bool joins_after = after != ranges_.end() && after->first == end;
-  if (!joins_before && !joins_after && ranges_.size() >= kMaxRangesPerPart) {
-    return absl::ResourceExhaustedError(absl::StrCat("chunks leave more than ", kMaxRangesPerPart,
-                                                     " gaps; send larger ones or in order"));
+  if (!joins_before && !joins_after && ranges() >= most) {
+    return absl::ResourceExhaustedError(
+        "chunks leave more gaps than are kept track of; send larger ones or in order");
   }
   const int64_t new_end = joins_after ? after->second : end;
   if (joins_after) ranges_.erase(after);

@@ -16,7 +16,7 @@ namespace fourierkv {
 
 // Gaps that one part may have: bounds what a sender of scattered bytes can make the service
 // remember.
-inline constexpr size_t kMaxRangesPerPart = 1024;
+inline constexpr int64_t kMaxRangesPerPart = 1024;
 
 // Not thread safe.
 class PartAssembly {
@@ -26,13 +26,15 @@ class PartAssembly {
   PartAssembly(std::shared_ptr<BlobBuffer> buffer, int64_t begin);
 
   // OutOfRange beyond the end; AlreadyExists if any of these bytes were written before;
-  // ResourceExhausted with kMaxRangesPerPart gaps. Writes nothing then. Requires bytes and offset
-  // >= 0.
-  absl::Status Write(int64_t offset, std::span<const std::byte> bytes);
+  // ResourceExhausted if there would be more than `most` ranges of written bytes. Writes nothing
+  // then. Requires bytes and offset >= 0.
+  absl::Status Write(int64_t offset, std::span<const std::byte> bytes,
+                     int64_t most = kMaxRangesPerPart);
 
   int64_t size() const { return size_; }
   bool complete() const { return written_ == size_; }
   int64_t written() const { return written_; }
+  int64_t ranges() const { return static_cast<int64_t>(ranges_.size()); }
   const std::shared_ptr<BlobBuffer>& buffer() const { return buffer_; }
   // Hands the bytes over. Stays complete, if it was: nothing can be written any more.
   std::shared_ptr<BlobBuffer> TakeBuffer() { return std::move(buffer_); }

@@ -86,10 +86,10 @@ absl::Status PartCollector::Add(size_t slot, int layer, Part part, int64_t part_
     }
     auto started = Start(id, size);
     if (!started.ok()) return Fault(id, started.status());
-    if (auto s = started->assembly.Write(offset, bytes); !s.ok()) return Fault(id, s);
+    if (auto s = Write(started->assembly, offset, bytes); !s.ok()) return Fault(id, s);
     it = parts_.emplace(id, std::move(*started)).first;
   } else {
-    if (auto s = it->second.assembly.Write(offset, bytes); !s.ok()) return Fault(id, s);
+    if (auto s = Write(it->second.assembly, offset, bytes); !s.ok()) return Fault(id, s);
   }
   totals_.bytes_received += static_cast<int64_t>(bytes.size());
   StoreMetrics::Add(metrics_.bytes_in, bytes.size());
@@ -97,6 +97,16 @@ absl::Status PartCollector::Add(size_t slot, int layer, Part part, int64_t part_
   const absl::Status finished = Finish(id, it->second);
   *fatal = !finished.ok();
   return finished;
+}
+
+absl::Status PartCollector::Write(PartAssembly& assembly, int64_t offset,
+                                  std::span<const std::byte> bytes) {
+  const auto gaps = [&] { return std::max<int64_t>(assembly.ranges(), 1) - 1; };
+  const int64_t before = gaps();
+  const int64_t most = std::min(kMaxRangesPerPart, before + 1 + (kMaxGapsPerPut - gaps_));
+  const absl::Status status = assembly.Write(offset, bytes, most);
+  gaps_ += gaps() - before;
+  return status;
 }
 
 absl::Status PartCollector::CheckComplete() const {
@@ -229,6 +239,7 @@ StoredSegment PartCollector::Take(size_t slot) {
 
 void PartCollector::Clear() {
   parts_.clear();
+  gaps_ = 0;
   waiting_.clear();
   waiting_bytes_ = 0;
 }

@@ -23,6 +23,9 @@ namespace fourierkv {
 class ComputeBackend;
 class SequenceBasis;
 
+// Gaps that all parts of a put may have together: what is known of them is charged to no budget.
+inline constexpr int64_t kMaxGapsPerPut = 16384;
+
 // The payload of one put, by `slot`: the position of a segment in its plan. Memory for a part, raw
 // and encoded, is reserved when its first chunk comes (of whole sequences, raw only). Complete
 // parts wait until a batch is worth a call of the encoder. Whether a segment is within the plan's
@@ -85,6 +88,7 @@ class PartCollector {
   StoredSegment Identity(size_t slot) const;
   absl::Status CheckPartBytes(int64_t id, int64_t part_bytes) const;
   absl::StatusOr<PartState> Start(int64_t id, int64_t part_bytes) const;
+  absl::Status Write(PartAssembly& assembly, int64_t offset, std::span<const std::byte> bytes);
   absl::Status Finish(int64_t id, PartState& state);
   // Encodes the waiting parts, leaving each in its `compact`.
   absl::Status EncodeCompact();
@@ -115,6 +119,7 @@ class PartCollector {
   const Patience patience_;
   const int layers_;
   absl::flat_hash_map<int64_t, PartState> parts_;  // by Id: those that bytes came for
+  int64_t gaps_ = 0;                               // in all of them
   std::vector<int64_t> waiting_;                   // complete, to be encoded
   int64_t waiting_bytes_ = 0;
   std::shared_ptr<const SequenceBasis> basis_;  // of a whole sequence, once it is encoded

@@ -66,7 +66,7 @@ class PutSession {
   //   OutOfRange         bytes beyond the part's end
   //   AlreadyExists      bytes that were received before
   //   DataLoss           wrong checksum, or a damaged blob
-  //   ResourceExhausted  no memory left in the budget, or too many gaps in one part
+  //   ResourceExhausted  no memory left in the budget, or too many gaps between chunks
   //   FailedPrecondition after Commit
   absl::Status AddChunk(int64_t segment_index, int layer, Part part, int64_t offset,
                         std::span<const std::byte> bytes, uint64_t checksum,

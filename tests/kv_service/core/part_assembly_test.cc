@@ -75,7 +75,7 @@ TEST_F(PartAssemblyTest, NothingIsWrittenBeyondTheEnd) {
 
 TEST_F(PartAssemblyTest, ScatteredBytesAreBounded) {
   PartAssembly part = Assembly(budget_, 0, 8192);
-  for (size_t i = 0; i < kMaxRangesPerPart; ++i) ASSERT_TRUE(part.Write(2 * i, Bytes(1)).ok());
+  for (int64_t i = 0; i < kMaxRangesPerPart; ++i) ASSERT_TRUE(part.Write(2 * i, Bytes(1)).ok());
   EXPECT_EQ(part.Write(8000, Bytes(1)).code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(part.Write(1, Bytes(1)).ok());  // closes a gap
   EXPECT_TRUE(part.Write(8000, Bytes(1)).ok());

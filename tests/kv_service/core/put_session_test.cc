@@ -12,6 +12,7 @@
 #include "compute/base/bfloat16.h"
 #include "core_fixtures.h"
 #include "kv_service/core/blob_identity.h"
+#include "kv_service/core/part_collector.h"
 
 namespace fourierkv {
 namespace {
@@ -436,6 +437,27 @@ TEST_F(PutSessionTest, OverBudgetChunksAreRefusedAndCanBeSentAgain) {
   held->Release();
   ASSERT_TRUE(SendAll(**session, Source()).ok());
   ASSERT_TRUE((*session)->Commit().ok());
+}
+
+TEST_F(PutSessionTest, GapsOfAllPartsTogetherAreBounded) {
+  auto session = Begin(Plan(RandomTokens(rng_, 8 * kS)));
+  const std::vector<std::byte> byte(1);
+  absl::Status status;
+  int64_t sent = 0;
+  int64_t parts = 0;
+  for (int64_t segment = 0; segment < 8 && status.ok(); ++segment) {
+    for (int i = 0; i < 2 * kSmall.layers && status.ok(); ++i, ++parts) {
+      for (int64_t k = 0; k < kMaxRangesPerPart - 1 && status.ok(); ++k) {
+        status = Send(*session, segment, i / 2, kParts[i % 2], byte, 2 * k);
+        sent += status.ok() ? 1 : 0;
+      }
+    }
+  }
+  EXPECT_EQ(status.code(), Code::kResourceExhausted) << status;
+  EXPECT_EQ(sent, kMaxGapsPerPut + parts);  // the first bytes of a part leave no gap behind them
+  EXPECT_TRUE(Send(*session, 0, 0, Part::kK, byte, 1).ok());  // closes one
+  EXPECT_TRUE(Send(*session, 0, 0, Part::kK, byte, 4000).ok());
+  EXPECT_EQ(Send(*session, 0, 0, Part::kK, byte, 4002).code(), Code::kResourceExhausted);
 }
 
 TEST_F(PutSessionTest, RunningPutsAreBounded) {
