@@ -15,8 +15,8 @@ constexpr absl::Duration kPatience = absl::Seconds(2);
 
 }  // namespace
 
-RedisRefresher::RedisRefresher(RedisRecords* records, absl::Duration period)
-    : records_(records), period_(period), thread_([this] { Run(); }) {}
+RedisRefresher::RedisRefresher(RedisRecords* records, absl::Duration ttl)
+    : records_(records), ttl_(ttl), thread_([this] { Run(); }) {}
 
 RedisRefresher::~RedisRefresher() {
   {
@@ -32,12 +32,14 @@ void RedisRefresher::Add(std::span<const BlockKey> keys, absl::Time until) {
   bool added = false;
   {
     const std::lock_guard lock(mutex_);
-    if (next_.size() > kMaxRemembered) next_.clear();
+    if (lives_.size() > kMaxRemembered) lives_.clear();
     for (const BlockKey& key : keys) {
-      absl::Time& next = next_[key];
-      if (now < next || wishes_.size() >= kMaxWishes) continue;
-      next = now + period_;
-      wishes_.push_back({key, until});
+      absl::Time& lives = lives_[key];
+      const bool enough = until <= lives && now + 0.75 * ttl_ < lives;
+      if (enough || wishes_.size() >= kMaxWishes) continue;
+      // A little more than is asked for, so that not each of many leases is asked for by itself.
+      lives = std::max(now + ttl_, until + 0.25 * ttl_);
+      wishes_.push_back({key, lives});
       added = true;
     }
   }

@@ -15,12 +15,12 @@
 
 namespace fourierkv {
 
-// Refreshes each key at most once per `period`, and forgets wishes when there are too many: they
-// are only wishes. Thread safe.
+// Refreshes a key when a quarter of the time that it has is over, or when it is to live longer than
+// that, and forgets wishes when there are too many: they are only wishes. Thread safe.
 class RedisRefresher {
  public:
-  // `records` must outlive it.
-  RedisRefresher(RedisRecords* records, absl::Duration period);
+  // `records` must outlive it. `ttl` is how long they let live what is used.
+  RedisRefresher(RedisRecords* records, absl::Duration ttl);
   ~RedisRefresher();
   RedisRefresher(const RedisRefresher&) = delete;
   RedisRefresher& operator=(const RedisRefresher&) = delete;
@@ -38,11 +38,11 @@ class RedisRefresher {
   void Refresh(std::span<const Wish> wishes);
 
   RedisRecords* const records_;
-  const absl::Duration period_;
+  const absl::Duration ttl_;
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
   std::vector<Wish> wishes_;
-  absl::flat_hash_map<BlockKey, absl::Time> next_;  // when a key may be refreshed again
+  absl::flat_hash_map<BlockKey, absl::Time> lives_;  // until when, as far as it was asked for here
   bool stopping_ = false;
   std::thread thread_;
 };

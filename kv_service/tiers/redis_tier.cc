@@ -39,7 +39,7 @@ class RedisTier final : public SegmentTier, public RedisMetricsSource {
         profiles_(client_.get(), options.key_prefix, profiles),
         namespaces_(namespaces),
         breaker_(kBreaker),
-        refresher_(&records_, options.ttl / 4) {}
+        refresher_(&records_, options.ttl) {}
 
   absl::string_view name() const override { return "redis"; }
   Durability durability() const override { return Durability::kShared; }
