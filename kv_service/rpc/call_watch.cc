@@ -41,7 +41,7 @@ void CallWatch::Run() {
       }
       it = calls_.upper_bound(call);
       if (call->kind_ == Kind::kUnary) continue;
-      if (call->last_progress_ > oldest || call->stalled_.exchange(true)) continue;
+      if (call->waits_since_ > oldest || call->stalled_.exchange(true)) continue;
       call->context_->TryCancel();
     }
   }
@@ -61,8 +61,7 @@ CallWatch::Call::Call(CallWatch* watch, grpc::ServerContext* context, Kind kind)
     : watch_(watch),
       context_(context),
       kind_(kind),
-      patience_(absl::FromChrono(context->deadline()), end_),  // far away if the caller set none
-      last_progress_(absl::GetCurrentTimeNanos()) {
+      patience_(absl::FromChrono(context->deadline()), end_) {  // far away if the caller set none
   {
     std::lock_guard lock(watch_->mutex_);
     watch_->calls_.insert(this);
@@ -83,7 +82,9 @@ CallWatch::Call::~Call() {
   }
 }
 
-void CallWatch::Call::Progress() { last_progress_ = absl::GetCurrentTimeNanos(); }
+void CallWatch::Call::AwaitClient() { waits_since_ = absl::GetCurrentTimeNanos(); }
+
+void CallWatch::Call::Progress() { waits_since_ = kWorks; }
 
 absl::Status CallWatch::Call::status() const {
   if (!stalled_) return absl::OkStatus();

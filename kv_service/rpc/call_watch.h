@@ -6,6 +6,8 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -25,8 +27,8 @@ namespace fourierkv {
 // must outlive its calls.
 class CallWatch {
  public:
-  // Streams without progress for `limit` and a little longer are cancelled. `overrun`, which may be
-  // null, counts how long calls went on after they were over.
+  // Streams that wait for their clients for `limit` and a little longer are cancelled. `overrun`,
+  // which may be null, counts how long calls went on after they were over.
   explicit CallWatch(absl::Duration limit, LatencyHistogram* overrun = nullptr);
   ~CallWatch();
   CallWatch(const CallWatch&) = delete;
@@ -36,11 +38,11 @@ class CallWatch {
 
   enum class Kind {
     kUnary,
-    kStream,    // must make progress
+    kStream,    // may not wait for its client for long
     kFollower,  // the same, but works so little that nobody asks whether it is over
   };
 
-  // One call, watched while this lives. Its progress belongs to one thread.
+  // One call, watched while this lives. Used by one thread.
   class Call {
    public:
     Call(CallWatch* watch, grpc::ServerContext* context, Kind kind);
@@ -50,21 +52,25 @@ class CallWatch {
 
     // From now on it works.
     void Begin() { begun_ = true; }
-    // A message was read or written.
+    // From now on it waits for its client, to send something or to read.
+    void AwaitClient();
+    // A message was read or written. However long it works now, or waits for its turn or for a
+    // tier, that is not its client's fault.
     void Progress();
     // Lasts until the call's deadline, if it has one, or its cancellation.
     const Patience& patience() const { return patience_; }
-    // OK, or DeadlineExceeded if the call was cancelled for want of progress.
+    // OK, or DeadlineExceeded if the call was cancelled since its client was silent.
     absl::Status status() const;
 
    private:
     friend class CallWatch;
+    static constexpr int64_t kWorks = std::numeric_limits<int64_t>::max();
     CallWatch* const watch_;
     grpc::ServerContext* const context_;
     const Kind kind_;
     const std::shared_ptr<CallEnd> end_ = std::make_shared<CallEnd>();
     const Patience patience_;
-    std::atomic<int64_t> last_progress_;  // nanoseconds since the epoch
+    std::atomic<int64_t> waits_since_{kWorks};  // nanoseconds since the epoch
     std::atomic<bool> begun_{false};
     std::atomic<bool> stalled_{false};
   };

@@ -122,13 +122,12 @@ absl::Status EventServiceImpl::Serve(grpc::ServerContext& context,
     if (!feed.Next(std::min(due, absl::Now() + kLook), message)) {
       return absl::UnavailableError("the server is about to stop");
     }
-    // A silent follower of a silent store is not stalled.
-    call.Progress();
     const bool idle = !message.snapshot && message.after == message.through;
     if (idle && absl::Now() < due) continue;
     response.Clear();
     response.set_epoch(core_->events.epoch());
     FillResponse(message, response);
+    call.AwaitClient();
     if (!writer.Write(response)) break;
     call.Progress();
     last = absl::Now();

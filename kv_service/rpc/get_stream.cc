@@ -137,9 +137,10 @@ class BatchWriter {
 
   bool Flush() {
     if (filled_ == 0) return true;
-    call_.Progress();  // whatever it took to make this; now the client has to read
+    call_.AwaitClient();
     place_.Pause();
     const bool written = writer_.Write(response_);
+    call_.Progress();
     response_.Clear();
     filled_ = 0;
     if (written) place_.Continue();
@@ -220,9 +221,11 @@ absl::Status ServeGet(ServiceCore& core, const TenantView& view,
   const absl::StatusOr<MemoryReservation> waiting =
       core.scratch->TryReserve(kBatchCopies * std::min<int64_t>(bytes, kBatchBytes));
   if (!waiting.ok()) return waiting.status();
+  call.AwaitClient();
   if (!writer.Write(MakePlan(open, static_cast<int>(first), static_cast<int>(end - first)))) {
     return absl::CancelledError("the client is gone");
   }
+  call.Progress();
 
   const absl::Time begun = absl::Now();
   BatchWriter batch(writer, call, place);

@@ -149,10 +149,18 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
   if (!share.ok()) return share.status();
   v1::PutSegmentsRequest request;
   const auto read = [&] {
+    call.AwaitClient();
     place.Pause();
     const bool more = stream.Read(&request);
+    call.Progress();
     if (more) place.Continue();
     return more;
+  };
+  const auto write = [&](const v1::PutSegmentsResponse& response) {
+    call.AwaitClient();
+    const bool written = stream.Write(response);
+    call.Progress();
+    return written;
   };
   if (!read()) return absl::CancelledError("the put ended before its header");
   if (!request.has_header()) {
@@ -174,10 +182,9 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
   absl::StatusOr<std::unique_ptr<PutSession>> put =
       core.puts.Begin(*std::move(plan), call.patience(), call.patience());
   if (!put.ok()) return put.status();
-  if (!stream.Write(Accepted(**put))) return absl::CancelledError("the client is gone");
+  if (!write(Accepted(**put))) return absl::CancelledError("the client is gone");
 
   while (read()) {
-    call.Progress();
     switch (request.message_case()) {
       case v1::PutSegmentsRequest::kChunk:
         if (absl::Status s = AddChunk(**put, request.chunk()); !s.ok()) return s;
@@ -196,7 +203,7 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
              {"durability", DurabilityName(stats->durability)},
              {"max_relative_error", static_cast<double>(stats->max_relative_error)},
              {"ms", absl::ToDoubleMilliseconds(absl::Now() - begun)}});
-        stream.Write(Committed(*stats));
+        write(Committed(*stats));
         return absl::OkStatus();
       }
       case v1::PutSegmentsRequest::kHeader:
