@@ -140,6 +140,16 @@ int64_t DenseBytes(const PutPlan& plan) {
   return tokens * plan.context->ns.geometry.DenseBytes(1);
 }
 
+// What the largest chunk of a put takes while it is received, at most: as it comes, and as a
+// message.
+int64_t ChunkBytes(const PutSession& put, const KvGeometry& geometry) {
+  int64_t largest = 0;
+  for (const PlannedSegment& segment : put.segments()) {
+    if (segment.needed) largest = std::max(largest, geometry.PartBytes(segment.tokens));
+  }
+  return 2 * std::min<int64_t>(largest, kMaxChunkBytes);
+}
+
 }  // namespace
 
 absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream& stream,
@@ -178,10 +188,15 @@ absl::Status ServePut(ServiceCore& core, const TenantView& view, PutServerStream
         "header.ttl is ", absl::FormatDuration(plan->ttl), "; it must be above 0 and at most ",
         absl::FormatDuration(longest), " (--max-ttl-seconds)"));
   }
+  request.Clear();  // a header may be large, and the first chunk late
   plan->tenant_limit_bytes = core.quotas->StoredLimit(view.tenant());
+  const KvGeometry geometry = plan->context->ns.geometry;
   absl::StatusOr<std::unique_ptr<PutSession>> put =
       core.puts.Begin(*std::move(plan), call.patience(), call.patience());
   if (!put.ok()) return put.status();
+  const absl::StatusOr<MemoryReservation> receiving =
+      core.budget->TryReserve(ChunkBytes(**put, geometry));
+  if (!receiving.ok()) return receiving.status();
   if (!write(Accepted(**put))) return absl::CancelledError("the client is gone");
 
   while (read()) {
