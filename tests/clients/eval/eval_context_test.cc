@@ -84,8 +84,8 @@ TEST_F(EvalContextTest, TheShippedProfileFindsNeedles) {
   ASSERT_TRUE(metrics.ok()) << metrics.status();
   EXPECT_GT(metrics->bytes.compact_ratio(), 8.6);
   EXPECT_GT(metrics->bytes.payload_ratio(), metrics->bytes.compact_ratio());
-  // The model is unsure of one fact in some hundreds, and one byte in some thousands is as likely as
-  // another, so that rounding decides.
+  // The model is unsure of one fact in some hundreds, and one byte in some thousands is as likely
+  // as another, so that rounding decides.
   EXPECT_GE(metrics->tasks[0].right, metrics->tasks[0].questions - 1);
   EXPECT_GE(metrics->decoded_agree, metrics->decoded - 1);
   EXPECT_GT(metrics->tail.mean_kl(), 0);
