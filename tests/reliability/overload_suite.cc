@@ -10,6 +10,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -89,7 +90,8 @@ class SlowReadersProcess {
   // Of that process, until SIGTERM.
   static int Main(const std::string& server) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (nice(10) < 0) return 1;
+    errno = 0;
+    if (nice(10) == -1 && errno != 0) return 1;
     sigset_t term;
     sigemptyset(&term);
     sigaddset(&term, SIGTERM);
