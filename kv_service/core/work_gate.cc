@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "kv_service/core/fair_share.h"
 
 namespace fourierkv {
 namespace {
@@ -76,21 +77,22 @@ std::shared_ptr<WorkGate::Client> WorkGate::ClientOf(const std::string& name) {
 
 absl::Status WorkGate::RefuseCall() {
   ++stats_.refused_calls;
-  return absl::ResourceExhaustedError(
-      absl::StrCat("the server has ", options_.max_calls,
-                   " calls at the same time (--max-calls); retry later, or make fewer at once"));
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the server has ", stats_.calls, " calls at the same time, of ", options_.max_calls,
+      " (--max-calls), of which the last are for clients with few; retry later, or make fewer at "
+      "once"));
 }
 
 bool WorkGate::HasRoomFor(const std::string& client) {
-  if (stats_.calls < options_.max_calls) return true;
+  const auto own = clients_.find(client);
+  const int own_calls = own == clients_.end() ? 0 : own->second->calls;
+  if (MayTake(own_calls, 1, options_.max_calls - stats_.calls)) return true;
   Client* most = nullptr;
   for (const auto& [name, other] : clients_) {
     if (!other->fresh.empty() && (most == nullptr || other->calls > most->calls)) {
       most = other.get();
     }
   }
-  const auto own = clients_.find(client);
-  const int own_calls = own == clients_.end() ? 0 : own->second->calls;
   if (most == nullptr || most->calls <= own_calls + 1) return false;
   Call& last = *most->fresh.back();
   most->fresh.pop_back();

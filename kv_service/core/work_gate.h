@@ -40,7 +40,7 @@ class WorkGate {
  public:
   struct Options {
     int places = 1;       // > 0
-    int max_calls = 512;  // at the same time, whatever they do
+    int max_calls = 512;  // at the same time, whatever they do; shared fairly (fair_share.h)
     absl::Duration burst = absl::Seconds(2);
     absl::Duration standing = absl::Milliseconds(500);
     absl::Duration slice = absl::Milliseconds(5);  // of a place, before it is others' turn
@@ -52,7 +52,7 @@ class WorkGate {
     int working = 0;  // of these, with a place
     int waiting = 0;
     uint64_t refused_busy = 0;
-    uint64_t refused_calls = 0;  // beyond max_calls, also those that made room for others
+    uint64_t refused_calls = 0;  // beyond max_calls or a share of it, also to make room for others
   };
 
  private:
@@ -107,7 +107,8 @@ class WorkGate {
   using Lock = std::unique_lock<std::mutex>;
 
   std::shared_ptr<Client> ClientOf(const std::string& name);
-  // Whether `client` may have one more call now, which may cost somebody else one that waits.
+  // Whether `client` may have one more call now (fair_share.h), which may cost somebody else one
+  // that waits.
   bool HasRoomFor(const std::string& client);
   absl::Status RefuseCall();
   // Waits in `queue` until there is a place for `call`; false when `limit` or patience is over, or

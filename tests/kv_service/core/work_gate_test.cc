@@ -344,6 +344,61 @@ TEST(WorkGateTest, WhoHasMostCallsMakesRoomForOthers) {
   EXPECT_THAT(callers.LeaveInTurn(5), testing::UnorderedElementsAre("g0", "g1", "s4", "t6", "t7"));
 }
 
+// Calls that have begun cannot make room: it is kept.
+TEST(WorkGateTest, HoweverManyCallsOthersKeepOpenThereIsRoomForWhoHasFew) {
+  Clock clock;
+  WorkGate::Options options = OnePlace(clock);
+  options.places = options.max_calls = 64;
+  WorkGate gate(options);
+  std::vector<std::unique_ptr<WorkGate::Call>> open;
+  const auto open_most = [&](const std::string& client) {
+    for (int count = 0;; ++count) {
+      auto call = std::make_unique<WorkGate::Call>(&gate, client, absl::InfiniteFuture());
+      if (!call->status().ok()) {
+        EXPECT_EQ(call->status().code(), StatusCode::kResourceExhausted);
+        EXPECT_THAT(std::string(call->status().message()), HasSubstr("--max-calls"));
+        return count;
+      }
+      open.push_back(std::move(call));
+    }
+  };
+  EXPECT_EQ(open_most("greedy"), 56) << "seven eighths";
+  EXPECT_EQ(open_most("next"), 7) << "seven eighths of what it left";
+  EXPECT_EQ(open_most("last"), 1);
+  EXPECT_EQ(open_most("too late"), 0);
+  open.clear();
+  // Many who take turns to come leave something, too.
+  bool came = true;
+  while (came) {
+    came = false;
+    for (int client = 0; client < 7; ++client) {
+      auto call =
+          std::make_unique<WorkGate::Call>(&gate, absl::StrCat(client), absl::InfiniteFuture());
+      if (!call->status().ok()) continue;
+      open.push_back(std::move(call));
+      came = true;
+    }
+  }
+  EXPECT_EQ(gate.stats().calls, 63);
+  EXPECT_TRUE(WorkGate::Call(&gate, "new", absl::InfiniteFuture()).status().ok());
+}
+
+TEST(WorkGateTest, BeyondItsShareAClientGetsOnlyWhatOthersHaveMore) {
+  Clock clock;
+  WorkGate::Options options = OnePlace(clock);
+  options.max_calls = 64;
+  WorkGate gate(options);
+  Callers callers(&gate);
+  for (int i = 0; i < 56; ++i) callers.Come("greedy", absl::StrCat("g", i));
+  callers.Come("greedy", "refused");
+  EXPECT_EQ(callers.StatusOf(56).code(), StatusCode::kResourceExhausted);
+  for (int i = 0; i < 7; ++i) callers.Come("modest", absl::StrCat("m", i));
+  EXPECT_TRUE(callers.Waits(55));
+  callers.Come("modest", "m7");  // the last place is not for whoever has so many
+  EXPECT_EQ(callers.StatusOf(55).code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(gate.stats().calls, 63);
+}
+
 TEST(WorkGateTest, WhoIsStuckLendsItsPlaceAndWaitsForItsTurnAfterwards) {
   Clock clock;
   WorkGate::Options options = OnePlace(clock);
