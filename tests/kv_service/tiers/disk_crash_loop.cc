@@ -272,7 +272,14 @@ bool Verify(const std::string& folder, absl::Duration* longest_open, size_t* che
   const absl::Duration opened = absl::Now() - begun;
   *longest_open = std::max(*longest_open, opened);
   auto narrow = Store::Open(folder + "/narrow", kNarrow);
-  if (roomy == nullptr || narrow == nullptr || opened > kLongestOpen) return false;
+  if (roomy == nullptr || narrow == nullptr) {
+    std::printf("a tier does not open\n");
+    return false;
+  }
+  if (opened > kLongestOpen) {
+    std::printf("opened after %s\n", absl::FormatDuration(opened).c_str());
+    return false;
+  }
   for (const uint64_t id : journal.durable) {
     if (!roomy->Check(Sequence(id), /*must=*/true)) return false;
     ++*checked;
