@@ -19,6 +19,10 @@ namespace fourierkv::kernels {
 // sequences follow each other, in a sequence its groups, in a group the pieces, in a piece the
 // units, each as long as its cost. A unit belongs to the stretch that it begins in; every stretch
 // is at least as long as a unit, so none is without work.
+//
+// A multiprocessor has consecutive stretches; in turn they are those of its blocks, so that every
+// few of them are done by one worker of each. The block that came to it first is served first there
+// and gets more to do, by what was measured on an H200: all end together.
 class AttentionLine {
  public:
   struct Piece {
@@ -47,7 +51,16 @@ class AttentionLine {
         page_offsets_(page_offsets),
         groups_(shape.kv_heads * GroupsOfHead(shape)) {
     total_ = Before(shape.batch) * groups_;
-    stretches_ = total_ == 0 ? 0 : CountStretches();
+    if (total_ == 0) return;
+    stretches_ = CountStretches();
+    const int workers = WorkersOfBlock(shape);
+    own_ = (stretches_ + shape.processors - 1) / shape.processors;
+    if (own_ < workers) own_ = workers;
+    blocks_ = (own_ + workers - 1) / workers;
+    const int64_t groups = static_cast<int64_t>(shape.batch) * groups_;
+    favour_ = shape.worker_warps == 1 && own_ % blocks_ == 0 &&
+              (stretches_ % groups != 0 || stretches_ / groups % blocks_ == 0) &&
+              total_ >= 8 * stretches_ * LargestCost();
   }
 
   // Entries of a schedule.
@@ -66,16 +79,16 @@ class AttentionLine {
     AttentionEntry entry = {};
     entry.next = -1;
     if (index < shape_.workers) {
-      const int worker = static_cast<int>(index);
-      if (worker < stretches_) {
-        const int64_t x = Start(worker);
+      const int stretch = StretchOfWorker(static_cast<int>(index));
+      if (stretch >= 0) {
+        const int64_t x = Start(stretch);
         Piece piece = At(x);
         int64_t unit = piece.UnitFrom(x);
         if (unit == piece.units) {
           piece = At(piece.End());
           unit = 0;
         }
-        Fill(piece, unit, worker, &entry);
+        Fill(piece, unit, stretch, &entry);
       }
       if (some_empty) entry.flags |= kSomeEmpty;
       return entry;
@@ -105,32 +118,70 @@ class AttentionLine {
     return Segments(b) * shape_.units_per_segment * shape_.unit_cost + Pages(b) * shape_.page_cost;
   }
 
-  // Where a stretch begins.
-  FOURIERKV_HOST_DEVICE int64_t Start(int stretch) const { return total_ * stretch / stretches_; }
-  // The stretch that `x` lies in.
-  FOURIERKV_HOST_DEVICE int StretchOf(int64_t x) const {
-    return static_cast<int>(((x + 1) * stretches_ - 1) / total_);
+  // What the worker with this list has; negative: nothing.
+  FOURIERKV_HOST_DEVICE int StretchOfWorker(int worker) const {
+    if (stretches_ == 0) return -1;
+    const int workers = WorkersOfBlock(shape_);
+    const int block = worker / workers;
+    const int turn = block / shape_.processors;
+    const int inner = worker % workers * blocks_ + turn;
+    const int stretch = block % shape_.processors * own_ + inner;
+    return turn < blocks_ && inner < own_ && stretch < stretches_ ? stretch : -1;
   }
 
-  // Every warp should have a unit at least. Where there are few, fewer workers have less to merge.
-  // Groups of equally long sequences are cut alike, and no stretch has parts of two, if the number
-  // of stretches is a multiple of all groups: if that makes none longer by a unit.
+  // The lengths of all stretches before one, in 64ths of a usual one.
+  FOURIERKV_HOST_DEVICE int64_t Lengths(int stretch) const {
+    return 64 * stretch + (favour_ ? Favour(stretch % blocks_) : 0);
+  }
+  // By how much a multiprocessor's first `blocks` blocks are favoured.
+  FOURIERKV_HOST_DEVICE int Favour(int blocks) const {
+    int sum = 0;
+    for (int i = 0; i < blocks; ++i) sum += 3 * (blocks_ - 1 - 2 * i) / 2;
+    return sum;
+  }
+  // Where a stretch begins.
+  FOURIERKV_HOST_DEVICE int64_t Start(int stretch) const {
+    return total_ * Lengths(stretch) / Lengths(stretches_);
+  }
+  // The stretch that `x` lies in.
+  FOURIERKV_HOST_DEVICE int StretchOf(int64_t x) const {
+    const int64_t before = ((x + 1) * Lengths(stretches_) - 1) / total_;
+    if (!favour_) return static_cast<int>(before / 64);
+    const int first = static_cast<int>(before / (64 * blocks_)) * blocks_;
+    int turn = blocks_ - 1;
+    while (turn > 0 && Lengths(first + turn) > before) --turn;
+    return first + turn;
+  }
+
+  FOURIERKV_HOST_DEVICE int64_t LargestCost() const {
+    const int64_t unit = Segments(shape_.batch) > 0 ? shape_.unit_cost : 0;
+    const int64_t page = Pages(shape_.batch) > 0 ? shape_.page_cost : 0;
+    return shape_.worker_warps * (unit > page ? unit : page);
+  }
+
+  // Every warp should have a unit at least. Where there are few, fewer workers have less to merge;
+  // most of all, if each group has so few records that they are merged at once. Groups of equally
+  // long sequences are cut alike, and no stretch has parts of two, if the number of stretches is a
+  // multiple of all groups. Costs as kMaxCost says.
   FOURIERKV_HOST_DEVICE int CountStretches() const {
-    const bool units = Segments(shape_.batch) > 0;
-    const bool pages = Pages(shape_.batch) > 0;
-    const int64_t unit = units ? shape_.unit_cost : shape_.page_cost;
-    const int64_t page = pages ? shape_.page_cost : shape_.unit_cost;
-    const int64_t largest = shape_.worker_warps * (unit > page ? unit : page);
-    const int64_t smallest = shape_.worker_warps * (unit > page ? page : unit);
+    constexpr int64_t kMerging = 40;    // what merging twice costs
+    constexpr int64_t kBeginning = 65;  // what another head costs its worker
+    const int64_t groups = static_cast<int64_t>(shape_.batch) * groups_;
+    const int64_t largest = LargestCost();
+    const int64_t pages = Pages(shape_.batch) > 0 ? shape_.page_cost : kMaxCost;
+    const int64_t units = Segments(shape_.batch) > 0 ? shape_.unit_cost : kMaxCost;
+    const int64_t smallest = shape_.worker_warps * (units < pages ? units : pages);
+    const auto time = [&](int64_t stretches) {
+      return (total_ + stretches * largest - 1) / (stretches * largest) * largest;
+    };
     int64_t most = shape_.workers;
     if (total_ < 3 * smallest * most) most = most * 2 / 3;
     if (most > total_ / largest) most = total_ / largest;
     if (most < 1) most = 1;
-    const auto rounds = [&](int64_t stretches) {
-      return (total_ + stretches * largest - 1) / (stretches * largest);
-    };
-    const int64_t even = most - most % (static_cast<int64_t>(shape_.batch) * groups_);
-    if (even > 0 && 16 * (most - even) < most && rounds(even) == rounds(most)) most = even;
+    const int64_t at_once = kMergedParts * WorkersOfBlock(shape_) * groups;
+    if (at_once < most && time(at_once) <= time(most) + kMerging) most = at_once;
+    const int64_t even = most - most % groups;
+    if (even > 0 && time(even) <= time(most) + kBeginning) most = even;
     return static_cast<int>(most);
   }
 
@@ -178,34 +229,88 @@ class AttentionLine {
            piece.kind;
   }
 
-  // What `worker` does from `unit` of the piece on.
-  FOURIERKV_HOST_DEVICE void Fill(const Piece& piece, int64_t unit, int worker,
+  // How the stretches of a piece become parts.
+  struct Parts {
+    int first;      // stretch
+    int joined;     // the last one that joins with others
+    int count;      // of parts
+    bool one_more;  // whether the stretch behind `joined` is a part of its own, as it goes on
+  };
+
+  FOURIERKV_HOST_DEVICE Parts PartsOf(const Piece& piece) const {
+    Parts parts;
+    parts.first = StretchOf(piece.start);
+    parts.joined = StretchOf(piece.End() - piece.cost);
+    parts.one_more = Continues(piece, parts.joined);
+    if (parts.one_more) --parts.joined;
+    parts.count = JoinedBefore(parts.first, parts.joined + 1) + (parts.one_more ? 1 : 0);
+    return parts;
+  }
+  // Whether the stretch, which has the piece's last unit, has something else behind it.
+  FOURIERKV_HOST_DEVICE bool Continues(const Piece& piece, int stretch) const {
+    return piece.End() < Start(stretch + 1) && piece.End() < total_;
+  }
+  // Parts that stretches first .. end - 1 join to: one for each block.
+  FOURIERKV_HOST_DEVICE int JoinedBefore(int first, int end) const {
+    if (end <= first) return 0;
+    const int processors = (end - 1) / own_ - first / own_;
+    if (processors == 0) return Least(blocks_, end - first);
+    return Least(blocks_, own_ - first % own_) + blocks_ * (processors - 1) +
+           Least(blocks_, (end - 1) % own_ + 1);
+  }
+  FOURIERKV_HOST_DEVICE int JoinedPart(int first, int stretch) const {
+    const int processors = stretch / own_ - first / own_;
+    if (processors == 0) return (stretch - first) % blocks_;
+    return Least(blocks_, own_ - first % own_) + blocks_ * (processors - 1) +
+           stretch % own_ % blocks_;
+  }
+  // Which of the block's workers have stretches of [first, last] like this one.
+  FOURIERKV_HOST_DEVICE int32_t Team(int first, int last, int stretch) const {
+    const int processor = stretch / own_;
+    int32_t team = 0;
+    for (int worker = 0; worker < WorkersOfBlock(shape_); ++worker) {
+      const int inner = worker * blocks_ + stretch % own_ % blocks_;
+      const int other = processor * own_ + inner;
+      if (inner < own_ && first <= other && other <= last) team |= 1 << worker;
+    }
+    return team;
+  }
+  static FOURIERKV_HOST_DEVICE int Least(int a, int b) { return a < b ? a : b; }
+
+  // What the worker of `stretch` does from `unit` of the piece on.
+  FOURIERKV_HOST_DEVICE void Fill(const Piece& piece, int64_t unit, int stretch,
                                   AttentionEntry* entry) const {
     const int groups_of_head = GroupsOfHead(shape_);
     const int heads = shape_.query_heads / shape_.kv_heads;
     const int inner = piece.group % groups_of_head * kGroupHeads;
-    const int64_t end = Start(worker + 1);
-    const int64_t last = piece.UnitFrom(end);
+    const int64_t last = piece.UnitFrom(Start(stretch + 1));
     entry->flags = piece.kind == 1 ? kPages : 0;
     entry->kv_head = piece.group / groups_of_head;
-    entry->heads = heads - inner < kGroupHeads ? heads - inner : kGroupHeads;
+    entry->heads = Least(heads - inner, kGroupHeads);
     entry->row = piece.sequence * shape_.query_heads + entry->kv_head * heads + inner;
     entry->item = piece.item;
     entry->first = static_cast<int32_t>(unit);
     entry->count = static_cast<int32_t>(last - unit);
-    if (piece.End() < end && piece.End() < total_) {
-      entry->next = static_cast<int32_t>(IndexOf(At(piece.End())));
-    }
+    const bool continues = Continues(piece, stretch);
+    if (continues) entry->next = static_cast<int32_t>(IndexOf(At(piece.End())));
+    entry->group = piece.sequence * groups_ + piece.group;
     for (int kind = 0; kind < 2; ++kind) {
       const Piece own = PieceOf(piece.sequence, piece.group, kind);
       if (own.units == 0) continue;
-      const int first = StretchOf(own.start);
-      entry->parts[kind] = StretchOf(own.End() - own.cost) - first + 1;
-      entry->records[kind] = BeginsList(own) ? first : static_cast<int32_t>(IndexOf(own));
-      entry->workers[kind] = first;
-      if (kind == piece.kind) entry->part = worker - first;
+      const Parts parts = PartsOf(own);
+      entry->parts[kind] = parts.count;
+      // No piece has more parts than stretches, and the next one begins in its last or behind it.
+      entry->records[kind] = parts.first + 2 * entry->group + kind;
+      if (kind != piece.kind) continue;
+      entry->counter = parts.first;
+      if (continues) {
+        entry->part = parts.count - 1;
+        entry->team = Team(stretch, stretch, stretch);
+      } else {
+        entry->part = JoinedPart(parts.first, stretch);
+        entry->team = Team(parts.first, parts.joined, stretch);
+      }
     }
-    entry->group = piece.sequence * groups_ + piece.group;
   }
 
   const AttentionScheduleShape shape_;
@@ -213,7 +318,10 @@ class AttentionLine {
   const int32_t* const page_offsets_;
   const int32_t groups_;  // of a sequence
   int64_t total_;
-  int32_t stretches_;
+  int32_t stretches_ = 0;
+  int32_t own_ = 0;      // stretches of a multiprocessor
+  int32_t blocks_ = 0;   // of it that have some
+  bool favour_ = false;  // whether its first blocks have more
 };
 
 }  // namespace fourierkv::kernels

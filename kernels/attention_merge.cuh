@@ -7,6 +7,7 @@
 #include "kernels/attention_outputs.cuh"
 #include "kernels/attention_params.cuh"
 #include "kernels/attention_program.h"
+#include "kernels/attention_team.cuh"
 #include "kernels/attention_uniform_record.cuh"
 
 namespace fourierkv::kernels {
@@ -22,15 +23,26 @@ struct PartRecords {
   float* records;
   int64_t record_floats;
   int count;
-  int first;   // record of part 0
-  int others;  // of part j: others + j apart
-  int apart;
+  int first;  // record of part 0
+  int apart;  // of part j: first + j apart
 
-  __device__ __forceinline__ int IndexOf(int part) const {
-    return part == 0 ? first : others + part * apart;
-  }
   __device__ __forceinline__ float* Of(int part) const {
-    return records + IndexOf(part) * record_floats;
+    return records + (first + static_cast<int64_t>(part) * apart) * record_floats;
+  }
+};
+
+// What the warps of a block have in shared memory, each so many bytes behind the one before.
+struct WarpResults {
+  const uint8_t* outputs;  // of warp 0
+  int outputs_apart;
+  const uint8_t* stats;  // f32[2][8]: maxima, sums
+  int stats_apart;
+
+  __device__ __forceinline__ const float4* Outputs(int warp) const {
+    return reinterpret_cast<const float4*>(outputs + warp * outputs_apart);
+  }
+  __device__ __forceinline__ const float* Stats(int warp) const {
+    return reinterpret_cast<const float*>(stats + warp * stats_apart);
   }
 };
 
@@ -136,24 +148,24 @@ struct PartWeights {
 };
 
 // Adds up the parts' outputs in an order that does not vary; store(item, sum) gets what every lane
-// has. Warps of a worker take items in turn.
-template <int kWarps, typename Store>
+// has. Warps of a team take items in turn.
+template <typename Store>
 __device__ __forceinline__ void SumParts(const PartRecords& parts, const PartWeights& weights,
-                                         const RecordShape& shape, int thread, Store store) {
+                                         const RecordShape& shape, const Team& team, Store store) {
   constexpr int kAtOnce = 8;       // parts, and ...
   constexpr int kItemsAtOnce = 2;  // ... items of a lane: what is loaded before anything waits
   static_assert(kMergedParts == 2 * kAtOnce);
   const int items = shape.Items();
 #pragma unroll 1
-  for (int item = thread; item - (thread & 31) < items; item += kItemsAtOnce * 32 * kWarps) {
+  for (int item = team.thread; item - team.lane() < items; item += kItemsAtOnce * team.threads()) {
     int at[kItemsAtOnce];
     bool valid[kItemsAtOnce];  // others' items may be being written
     int2 heads[kItemsAtOnce];
     float4 all[kItemsAtOnce];
 #pragma unroll
     for (int i = 0; i < kItemsAtOnce; ++i) {
-      at[i] = min(item + i * 32 * kWarps, items - 1);
-      valid[i] = item + i * 32 * kWarps < items;
+      at[i] = min(item + i * team.threads(), items - 1);
+      valid[i] = item + i * team.threads() < items;
       heads[i] = shape.HeadsOf(at[i]);
       all[i] = {0, 0, 0, 0};
     }
@@ -191,19 +203,61 @@ __device__ __forceinline__ void SumParts(const PartRecords& parts, const PartWei
   }
 }
 
+// What the warps of a team have, as one record.
+static __device__ __noinline__ void LeaveRecord(const Team& team, const WarpResults& results,
+                                                const RecordShape& shape, float* record) {
+  team.Sync();
+  const int lane = team.lane();
+  const bool own = lane < 8 * team.warps;  // lane 8 j + head: of that head and warp j
+  float weight = kNoScore, sum = 0;
+  if (own) {
+    const float* const stats = results.Stats(team.first + (lane >> 3)) + (lane & 7);
+    weight = stats[0];
+    sum = stats[8];
+  }
+  float largest = fmaxf(weight, __shfl_xor_sync(~0u, weight, 8));
+  largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 16));
+  weight = own ? Exp2(weight - largest) : 0;
+  sum *= weight;
+  sum += __shfl_xor_sync(~0u, sum, 8);
+  sum += __shfl_xor_sync(~0u, sum, 16);
+  if (team.thread < 8) {
+    __stcg(record + team.thread, largest);
+    __stcg(record + 8 + team.thread, sum);
+  }
+  const int items = shape.Items();
+#pragma unroll 1
+  for (int item = team.thread; item - lane < items; item += team.threads()) {
+    const int at = min(item, items - 1);
+    const int2 heads = shape.HeadsOf(at);
+    float4 all = {0, 0, 0, 0};
+#pragma unroll
+    for (int warp = 0; warp < kAttentionWarps; ++warp) {
+      const float a = __shfl_sync(~0u, weight, 8 * warp + heads.x);
+      const float b = __shfl_sync(~0u, weight, 8 * warp + heads.y);
+      if (warp >= team.warps) continue;
+      const float4 o = results.Outputs(team.first + warp)[at];
+      all.x = fmaf(o.x, a, all.x);
+      all.y = fmaf(o.y, shape.uniform ? a : b, all.y);
+      all.z = fmaf(o.z, shape.uniform ? b : a, all.z);
+      all.w = fmaf(o.w, b, all.w);
+    }
+    if (item < items) __stcg(reinterpret_cast<float4*>(record + 16) + item, all);
+  }
+}
+
 // to[head][channel] += sums[head][j] times the transposed rotation, for the 4 heads from `first`
-// on. Every warp takes its share of all j; `scratch`: float4[kAttentionThreads 4], if there are
-// several. A function of its own, as it must not take registers from what units need.
-template <int kWarps>
-static __device__ __noinline__ void AddTurned(const float* rotation, int d, int first_head,
-                                              const float* sums, float4* scratch, float* to,
-                                              int thread) {
+// on. Every warp takes its share of all j; `scratch`: float4[4] for each thread of the team, if it
+// has several warps. A function of its own, as it must not take registers from what units need.
+static __device__ __noinline__ void AddTurned(const Team& team, const float* rotation, int d,
+                                              int first_head, const float* sums, float4* scratch,
+                                              float* to) {
   constexpr int kHeads = 4;  // at once
   constexpr int kLaneChannels = 4;
   constexpr int kChannels = 32 * kLaneChannels;
-  const int warp = thread >> 5;
-  const int lane = thread & 31;
-  const int share = (d / kWarps + 3) & ~3;
+  const int warp = team.thread >> 5;
+  const int lane = team.lane();
+  const int share = ((d + team.warps - 1) / team.warps + 3) & ~3;
   const int end = min(share * (warp + 1), d);
   sums += first_head * d;
   to += first_head * d;
@@ -231,7 +285,7 @@ static __device__ __noinline__ void AddTurned(const float* rotation, int d, int 
         }
       }
     }
-    if (kWarps == 1) {
+    if (team.warps == 1) {
 #pragma unroll
       for (int head = 0; head < kHeads && channel < d; ++head) {
         auto* const own = reinterpret_cast<float4*>(to + head * d + channel);
@@ -241,19 +295,18 @@ static __device__ __noinline__ void AddTurned(const float* rotation, int d, int 
       }
       continue;
     }
-    __syncthreads();
+    team.Sync();
 #pragma unroll
     for (int head = 0; head < kHeads; ++head) {
       scratch[(warp * kHeads + head) * 32 + lane] = {all[head][0], all[head][1], all[head][2],
                                                      all[head][3]};
     }
-    __syncthreads();
+    team.Sync();
     const auto* parts = reinterpret_cast<const float*>(scratch);
-    for (int i = thread; i < kHeads * kChannels; i += 32 * kWarps) {
+    for (int i = team.thread; i < kHeads * kChannels; i += team.threads()) {
       const int own = first + i % kChannels;
       float sum = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) sum += parts[kHeads * kChannels * w + i];
+      for (int w = 0; w < team.warps; ++w) sum += parts[kHeads * kChannels * w + i];
       if (own < d) to[i / kChannels * d + own] += sum;
     }
   }

@@ -13,14 +13,13 @@
 
 namespace fourierkv::kernels {
 
-inline constexpr int kAttentionWarps = 4;
 inline constexpr int kAttentionThreads = 32 * kAttentionWarps;
 inline constexpr int kSlots = 4;  // of a warp; one step is worked on while three more are copied
 inline constexpr float kLog2E = 1.4426950408889634f;
 
-// Where everything of a worker stands in shared memory, in bytes from its start: in front the
-// program of its head, or of a uniform one only what its parts are, K then V.
+// Where everything of a worker stands in shared memory, in bytes from its start.
 struct SharedLayout {
+  int program;       // of its head; of a uniform one only what its parts are, K then V
   int queries;       // as operands; of all its heads
   int page_queries;  // the same for pages; of uniform heads behind the slots
   int norms;         // f32[8]: what turns a head's scores into units of log2
@@ -45,7 +44,7 @@ struct KernelParams {
   int units_per_segment;
   int log_tokens;
   int64_t record_floats;
-  int32_t* worker_counters;      // [kMaxWorkers]: of parts of pieces that many workers share
+  int32_t* worker_counters;      // [kMaxWorkers]: of pieces with many parts
   int32_t* group_counters;       // [batch][groups]
   const float* rotated_queries;  // null: K is not rotated
   float* records;

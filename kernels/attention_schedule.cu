@@ -29,9 +29,10 @@ bool Valid(const AttentionScheduleShape& shape) {
          shape.query_heads / shape.kv_heads <= 16 &&
          (shape.units_per_segment == 1 || shape.units_per_segment == 2 ||
           shape.units_per_segment == 4) &&
-         (shape.worker_warps == 1 || shape.worker_warps == 4) && shape.workers >= 1 &&
-         shape.workers <= kMaxWorkers && shape.unit_cost >= 1 && shape.unit_cost <= kMaxCost &&
-         shape.page_cost >= 1 && shape.page_cost <= kMaxCost;
+         (shape.worker_warps == 1 || shape.worker_warps == 4) && shape.processors >= 1 &&
+         shape.workers >= 1 && shape.workers <= kMaxWorkers &&
+         shape.workers % (shape.processors * WorkersOfBlock(shape)) == 0 && shape.unit_cost >= 1 &&
+         shape.unit_cost <= kMaxCost && shape.page_cost >= 1 && shape.page_cost <= kMaxCost;
 }
 
 bool MaybeAligned(const void* pointer, int64_t to) {

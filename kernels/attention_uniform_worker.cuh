@@ -25,9 +25,9 @@ __device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::Sta
   const uint8_t* const keys = LoadPointer(&segment->k);
   const uint8_t* const values = LoadPointer(&segment->v);
   PrefetchForQueries(who);
-  const auto* const parts = reinterpret_cast<const UniformPart*>(shared_);
+  const auto* const parts = reinterpret_cast<const UniformPart*>(shared_ + params_.shared.program);
   __syncwarp();  // what is there was of the entry before
-  if (lane_ < 3) reinterpret_cast<uint4*>(shared_)[lane_] = words;
+  if (lane_ < 3) reinterpret_cast<uint4*>(shared_ + params_.shared.program)[lane_] = words;
   __syncwarp();
   k_copy_.Start(keys + parts[0].source, UniformBytes<kUniformBits>(parts[0]), lane_);
   if (params_.shared.uniform_v != 0) {
@@ -60,8 +60,8 @@ template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
 __device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::RunUniform(int first,
                                                                                         int kv_head,
                                                                                         int count) {
-  const UniformPart k = reinterpret_cast<const UniformPart*>(shared_)[0];
-  const UniformPart v = reinterpret_cast<const UniformPart*>(shared_)[1];
+  const UniformPart k = reinterpret_cast<const UniformPart*>(shared_ + params_.shared.program)[0];
+  const UniformPart v = reinterpret_cast<const UniformPart*>(shared_ + params_.shared.program)[1];
   const int tiles = (heads_ + kTileHeads - 1) / kTileHeads;
   const bool in_turn = params_.shared.uniform_v == 0;
   const int k_bytes = UniformBytes<kUniformBits>(k);
@@ -154,25 +154,6 @@ __device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::Arr
         [&](int channel) { return valid && channel >= 0 ? staged[channel] * inverse : 0.0f; });
   }
   if (lane_ < 2 * kGroupHeads) stats()[lane_] = lane_ < kGroupHeads ? kNoScore : 0.0f;
-}
-
-// What a warp has, as a record: `items` of four floats. Of uniform heads outputs and softmax are in
-// shared memory.
-template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
-__device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::LeaveWarpRecord(
-    bool pages, int items, float* record) {
-  if (pages && lane_ < 4) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      stats()[2 * lane_ + i] = softmax_.largest[i];
-      stats()[8 + 2 * lane_ + i] = softmax_.sum[i];
-    }
-  }
-  __syncwarp();
-  if (lane_ < 2 * kGroupHeads) __stcg(record + lane_, stats()[lane_]);
-  for (int item = lane_; item < items; item += 32) {
-    __stcg(reinterpret_cast<float4*>(record + 16) + item, all_outputs_[item]);
-  }
 }
 
 }  // namespace fourierkv::kernels

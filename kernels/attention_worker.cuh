@@ -5,7 +5,6 @@
 
 #include <cstdint>
 
-#include "kernels/attention_arrival.cuh"
 #include "kernels/attention_entry.h"
 #include "kernels/attention_finish.cuh"
 #include "kernels/attention_outputs.cuh"
@@ -13,6 +12,7 @@
 #include "kernels/attention_params.cuh"
 #include "kernels/attention_program.h"
 #include "kernels/attention_scores.cuh"
+#include "kernels/attention_team.cuh"
 #include "kernels/attention_uniform.cuh"
 #include "kernels/dependent_launch.cuh"
 
@@ -63,6 +63,14 @@ class Worker {
   }
 
  private:
+  // A barrier of the worker's threads.
+  __device__ __forceinline__ void WorkerSync() const {
+    if (kWarps == 1) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
+  }
   __device__ __forceinline__ const HeadProgram* program() const {
     return reinterpret_cast<const HeadProgram*>(shared_);
   }
@@ -100,7 +108,7 @@ class Worker {
     if (kUniformBits == 0 && !pages) StartProgram(who.y);
     StageQueries(who.w, !pages);
     if (kUniformBits == 0) WaitForCopies<0>();
-    WorkerSync<kWarps>();
+    WorkerSync();
     if (pages) {
       RunPages(what.x, who.y, what.y, what.y + what.z);
     } else if constexpr (kUniformBits != 0) {
@@ -110,35 +118,44 @@ class Worker {
     }
   }
 
+  // Of this warp's block: the worker of its first warp.
+  __device__ __forceinline__ uint8_t* block_shared() const {
+    return kWarps == 1 ? shared_ - (threadIdx.x >> 5) * params_.shared.worker_bytes : shared_;
+  }
+
   __device__ __forceinline__ void Finish(int index) {
     const AttentionEntry* const entry = params_.entries + index;
-    float* const record = params_.records + index * params_.record_floats;
     const int4 who = __ldg(reinterpret_cast<const int4*>(entry));
-    const bool pages = (who.x & kPages) != 0;
-    const int page_chunks = 4 * PageShape(user_.plan.head_dim).blocks;
-    if constexpr (kUniformBits != 0) {
-      LeaveWarpRecord(pages,
-                      pages ? page_chunks << params_.shared.log_lanes : UniformOutputBytes() / 16,
-                      record);
-    } else {
-      LeaveRecord(pages ? page_chunks : program()->v_chunks, record);
+    if (lane_ < 4 && (kUniformBits == 0 || (who.x & kPages) != 0)) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        stats()[2 * lane_ + i] = softmax_.largest[i];
+        stats()[8 + 2 * lane_ + i] = softmax_.sum[i];
+      }
     }
     softmax_ = Softmax();
-    MergeTask task = {{},
-                      user_.plan.data,
-                      reinterpret_cast<const HeadProgram*>(far_program(who.y)),
-                      kUniformBits != 0,
-                      params_.shared.log_lanes,
-                      user_.plan.head_dim,
-                      heads_,
-                      who.w,
-                      Results(user_),
-                      user_.lse,
-                      reinterpret_cast<float*>(shared_ + params_.shared.queries),
-                      staged_queries(),
-                      reinterpret_cast<float4*>(shared_ + params_.shared.warps)};
-    FinishPart<kWarps>(params_, entry, task, thread_);
-    WorkerSync<kWarps>();
+    const Team team = kWarps == 1 ? Team::Of(__ldg(&entry->team)) : Team(0, kWarps);
+    const SharedLayout& layout = params_.shared;
+    const int apart = kWarps == 1 ? layout.worker_bytes : 0;
+    uint8_t* const base = block_shared();
+    const WarpResults results = {base + layout.warps + layout.outputs,
+                                 kWarps == 1 ? apart : layout.warp_bytes, base + layout.stats,
+                                 kWarps == 1 ? apart : 64};
+    uint8_t* const own = base + team.first * apart;
+    const MergeTask task = {user_.plan.data,
+                            reinterpret_cast<const HeadProgram*>(far_program(who.y)),
+                            kUniformBits != 0,
+                            layout.log_lanes,
+                            user_.plan.head_dim,
+                            who.z,
+                            who.w,
+                            Results(user_),
+                            user_.lse,
+                            reinterpret_cast<float*>(own + layout.queries),
+                            reinterpret_cast<float*>(own + layout.warps + layout.outputs),
+                            reinterpret_cast<float4*>(own + apart + layout.warps)};
+    FinishPart(team, params_, entry, results, task);
+    WorkerSync();
   }
 
   __device__ __forceinline__ void StartProgram(int kv_head) {
@@ -222,9 +239,9 @@ class Worker {
 
   // Once all have arranged their queries, outputs begin with zeros: `bytes` of every warp.
   __device__ __forceinline__ void FinishQueries(int bytes) {
-    WorkerSync<kWarps>();
+    WorkerSync();
     for (int i = lane_; 16 * i < bytes; i += 32) all_outputs_[i] = {0, 0, 0, 0};
-    WorkerSync<kWarps>();
+    WorkerSync();
   }
 
   // [chunk][lane]: four channels of head r; those of residents times 2^kUsualExponent.
@@ -383,7 +400,6 @@ class Worker {
   __device__ __forceinline__ int UniformOutputBytes() const {
     return (heads_ > kTileHeads ? 2 : 1) * user_.plan.v_output_bytes;
   }
-  __device__ __forceinline__ void LeaveWarpRecord(bool pages, int items, float* record);
 
   // Pages [first, last) of those from `item` on.
   __device__ __forceinline__ void RunPages(int item, int kv_head, int first, int last) {
@@ -448,59 +464,6 @@ class Worker {
     }
     WaitForCopies<0>();
     if (kUniformBits != 0) PartCopy::OrderWrites();  // parts may be copied there next
-  }
-
-  // What a block's warps have, as one record.
-  __device__ __forceinline__ void LeaveRecord(int chunks, float* record) {
-    auto* const stats = reinterpret_cast<float*>(shared_ + params_.shared.stats);
-    if (lane_ < 4) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        stats[16 * warp_ + 2 * lane_ + i] = softmax_.largest[i];
-        stats[16 * warp_ + 8 + 2 * lane_ + i] = softmax_.sum[i];
-      }
-    }
-    __syncthreads();
-    const int head = 2 * (params_.shared.log_lanes == 5 ? threadIdx.x & 3 : threadIdx.x & 1);
-    float weight[2][kAttentionWarps];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float largest = kNoScore;
-#pragma unroll
-      for (int w = 0; w < kAttentionWarps; ++w) {
-        largest = fmaxf(largest, stats[16 * w + head + i]);
-      }
-#pragma unroll
-      for (int w = 0; w < kAttentionWarps; ++w) {
-        weight[i][w] = Exp2(stats[16 * w + head + i] - largest);
-      }
-    }
-    if (threadIdx.x < kGroupHeads) {
-      float most = kNoScore;
-      float total = 0;
-      for (int w = 0; w < kAttentionWarps; ++w) most = fmaxf(most, stats[16 * w + threadIdx.x]);
-      for (int w = 0; w < kAttentionWarps; ++w) {
-        total += Exp2(stats[16 * w + threadIdx.x] - most) * stats[16 * w + 8 + threadIdx.x];
-      }
-      __stcg(record + threadIdx.x, most);
-      __stcg(record + 8 + threadIdx.x, total);
-    }
-    const int log = params_.shared.log_lanes;
-    for (int item = threadIdx.x; item < chunks << log; item += kAttentionThreads) {
-      float4 all = {0, 0, 0, 0};
-#pragma unroll
-      for (int w = 0; w < kAttentionWarps; ++w) {
-        const auto* outputs =
-            reinterpret_cast<const float4*>(shared_ + params_.shared.warps +
-                                            w * params_.shared.warp_bytes + params_.shared.outputs);
-        const float4 o = outputs[item];
-        all.x = fmaf(o.x, weight[0][w], all.x);
-        all.y = fmaf(o.y, weight[1][w], all.y);
-        all.z = fmaf(o.z, weight[0][w], all.z);
-        all.w = fmaf(o.w, weight[1][w], all.w);
-      }
-      __stcg(reinterpret_cast<float4*>(record + 16) + item, all);
-    }
   }
 
   const KernelParams& params_;

@@ -16,6 +16,9 @@ int WorkerWarps(const AttentionPlanView& plan) {
   return plan.uniform_bits != 0 ? 1 : kAttentionWarps;
 }
 
+// Bulk copies to a place that is not so aligned are slower.
+constexpr int kCopyAlign = 128;
+
 SharedLayout LayOut(const AttentionPlanView& plan, int heads_per_kv) {
   const int page_blocks = (plan.head_dim + 63) / 64;
   const int page_query_bytes = 2048 * page_blocks;
@@ -25,31 +28,35 @@ SharedLayout LayOut(const AttentionPlanView& plan, int heads_per_kv) {
   layout.log_lanes = heads_per_kv <= 4 ? 4 : 5;
   layout.small_k = slots;
   layout.small_v = layout.small_k + static_cast<int>(AlignUp(plan.k_small_bytes, 16));
-  layout.outputs = layout.small_v + static_cast<int>(AlignUp(plan.v_small_bytes, 16));
-  int output_bytes = 4 * page_blocks << (layout.log_lanes + 4);
-  int query_bytes = 512 * plan.k_chunks;
+  const int page_outputs = 4 * page_blocks << (layout.log_lanes + 4);
   if (plan.uniform_bits != 0) {
     const int tiles = heads_per_kv > kTileHeads ? 2 : 1;
-    layout.queries = static_cast<int>(AlignUp(2 * sizeof(UniformPart), 16));
-    // Results are put together there, too.
-    query_bytes = tiles * std::max(plan.k_query_bytes, 16 * plan.head_dim);
-    output_bytes = std::max(output_bytes, tiles * plan.v_output_bytes);
     // Of 8 and 16 bits there is so much that K and V take turns; but not if K is needed for more
     // heads.
     const bool in_turn = plan.uniform_bits >= 8 && heads_per_kv <= kTileHeads;
-    if (!in_turn) layout.uniform_v = static_cast<int>(AlignUp(plan.k_uniform_bytes, 16));
+    if (!in_turn) layout.uniform_v = static_cast<int>(AlignUp(plan.k_uniform_bytes, kCopyAlign));
     const int parts = std::max(plan.k_uniform_bytes, layout.uniform_v + plan.v_uniform_bytes);
+    layout.page_queries = slots;
     layout.outputs = std::max(static_cast<int>(AlignUp(parts, 16)), slots + page_query_bytes);
-  } else {
-    layout.queries = static_cast<int>(AlignUp(plan.program_bytes, 16));
-    query_bytes = std::max(query_bytes, page_query_bytes);
-    output_bytes = std::max(output_bytes, plan.v_chunks << (layout.log_lanes + 4));
+    layout.warp_bytes = static_cast<int>(
+        AlignUp(layout.outputs + std::max(page_outputs, tiles * plan.v_output_bytes), 16));
+    layout.queries = layout.warp_bytes;
+    // Results are put together there, too.
+    layout.norms = layout.queries + tiles * std::max(plan.k_query_bytes, 16 * plan.head_dim);
+    layout.stats = layout.norms + 32;
+    layout.program = layout.stats + 64;
+    layout.worker_bytes = static_cast<int>(
+        AlignUp(layout.program + AlignUp(2 * sizeof(UniformPart), 16), kCopyAlign));
+    return layout;
   }
-  layout.norms = layout.queries + query_bytes;
+  layout.queries = static_cast<int>(AlignUp(plan.program_bytes, 16));
+  layout.page_queries = layout.queries;
+  layout.norms = layout.queries + std::max(512 * plan.k_chunks, page_query_bytes);
   layout.stats = layout.norms + 32;
   layout.warps = static_cast<int>(AlignUp(layout.stats + 64 * warps, 16));
-  layout.page_queries = plan.uniform_bits != 0 ? layout.warps + slots : layout.queries;
-  layout.warp_bytes = static_cast<int>(AlignUp(layout.outputs + output_bytes, 16));
+  layout.outputs = layout.small_v + static_cast<int>(AlignUp(plan.v_small_bytes, 16));
+  layout.warp_bytes = static_cast<int>(AlignUp(
+      layout.outputs + std::max(page_outputs, plan.v_chunks << (layout.log_lanes + 4)), 16));
   layout.worker_bytes = layout.warps + warps * layout.warp_bytes;
   return layout;
 }
@@ -221,7 +228,9 @@ cudaError_t FourierAttentionShape(const AttentionPlanView& plan, int32_t batch, 
   shape->query_heads = query_heads;
   shape->units_per_segment = UnitsPerSegment(plan);
   shape->worker_warps = WorkerWarps(plan);
-  shape->workers = std::min(blocks * processors, kMaxWorkers / kAttentionWarps) * workers;
+  shape->processors = std::min(processors, kMaxWorkers / kAttentionWarps);
+  blocks = std::min(blocks, kMaxWorkers / kAttentionWarps / shape->processors);
+  shape->workers = blocks * shape->processors * workers;
   shape->unit_cost = std::min(plan.segment_cost, kMaxCost);
   shape->page_cost = std::min(plan.page_cost, kMaxCost);
   return cudaSuccess;

@@ -44,8 +44,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kUniformBits == 16 ? 2 : 3)
   LetDependentsStart();
   const int warp = threadIdx.x >> 5;
   const int own = AttentionWorker::kWarps == 1 ? warp : 0;  // of the block's workers
-  // The block's workers are far from each other, so that few workers are on many multiprocessors.
-  const int index = blockIdx.x + gridDim.x * own;
+  const int index = AttentionWorker::kWarps == 1 ? kAttentionWarps * blockIdx.x + own : blockIdx.x;
   if (index >= params.workers) return;
   if (__ldg(&params.entries[index].count) > 0) {
     AttentionWorker worker(params, shared + own * params.shared.worker_bytes, barriers + 2 * warp);
