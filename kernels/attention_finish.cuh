@@ -27,7 +27,7 @@ struct MergeTask {
   // Memory that is free once the team's record is there.
   float* compact;  // [heads][head_dim] each
   float* exact;
-  float4* scratch;  // [4] for each thread of a team of several warps
+  float4* scratch;  // kTurnedScratchBytes, for a team of several warps
 
   __device__ __forceinline__ RecordShape Shape(bool pages) const {
     RecordShape shape = {};

@@ -54,12 +54,13 @@ class AttentionLine {
     if (total_ == 0) return;
     stretches_ = CountStretches();
     const int workers = WorkersOfBlock(shape);
-    own_ = (stretches_ + shape.processors - 1) / shape.processors;
-    if (own_ < workers) own_ = workers;
-    blocks_ = (own_ + workers - 1) / workers;
+    processors_ = Least(shape.processors, (stretches_ + workers - 1) / workers);
+    const int most = (stretches_ + processors_ - 1) / processors_;
+    blocks_ = (most + workers - 1) / workers;
     const int64_t groups = static_cast<int64_t>(shape.batch) * groups_;
-    favour_ = shape.worker_warps == 1 && own_ % blocks_ == 0 &&
-              (stretches_ % groups != 0 || stretches_ / groups % blocks_ == 0) &&
+    favour_ = shape.worker_warps == 1 && blocks_ == 3 && most % 3 == 0 &&
+              stretches_ % processors_ == 0 &&
+              (stretches_ % groups != 0 || stretches_ / groups % 3 == 0) &&
               total_ >= 8 * stretches_ * LargestCost();
   }
 
@@ -123,21 +124,23 @@ class AttentionLine {
     if (stretches_ == 0) return -1;
     const int workers = WorkersOfBlock(shape_);
     const int block = worker / workers;
+    const int processor = block % shape_.processors;
     const int turn = block / shape_.processors;
-    const int inner = worker % workers * blocks_ + turn;
-    const int stretch = block % shape_.processors * own_ + inner;
-    return turn < blocks_ && inner < own_ && stretch < stretches_ ? stretch : -1;
+    if (turn >= blocks_ || processor >= processors_) return -1;
+    const int stretch = FirstOf(processor) + worker % workers * blocks_ + turn;
+    return stretch < FirstOf(processor + 1) ? stretch : -1;
+  }
+  // The first stretch of a multiprocessor, and which has a stretch.
+  FOURIERKV_HOST_DEVICE int FirstOf(int processor) const {
+    return stretches_ * processor / processors_;
+  }
+  FOURIERKV_HOST_DEVICE int ProcessorOf(int stretch) const {
+    return ((stretch + 1) * processors_ - 1) / stretches_;
   }
 
-  // The lengths of all stretches before one, in 64ths of a usual one.
+  // The lengths of all stretches before one, in 64ths of a usual one: 65, 65 and 62 in turn.
   FOURIERKV_HOST_DEVICE int64_t Lengths(int stretch) const {
-    return 64 * stretch + (favour_ ? Favour(stretch % blocks_) : 0);
-  }
-  // By how much a multiprocessor's first `blocks` blocks are favoured.
-  FOURIERKV_HOST_DEVICE int Favour(int blocks) const {
-    int sum = 0;
-    for (int i = 0; i < blocks; ++i) sum += 3 * (blocks_ - 1 - 2 * i) / 2;
-    return sum;
+    return 64 * stretch + (favour_ ? stretch % 3 : 0);
   }
   // Where a stretch begins.
   FOURIERKV_HOST_DEVICE int64_t Start(int stretch) const {
@@ -250,28 +253,34 @@ class AttentionLine {
   FOURIERKV_HOST_DEVICE bool Continues(const Piece& piece, int stretch) const {
     return piece.End() < Start(stretch + 1) && piece.End() < total_;
   }
-  // Parts that stretches first .. end - 1 join to: one for each block.
+  // Parts that stretches first .. end - 1 join to: one for each block that has some.
   FOURIERKV_HOST_DEVICE int JoinedBefore(int first, int end) const {
     if (end <= first) return 0;
-    const int processors = (end - 1) / own_ - first / own_;
-    if (processors == 0) return Least(blocks_, end - first);
-    return Least(blocks_, own_ - first % own_) + blocks_ * (processors - 1) +
-           Least(blocks_, (end - 1) % own_ + 1);
+    if (shape_.worker_warps > 1) return end - first;
+    const int begun = ProcessorOf(first);
+    const int processor = ProcessorOf(end - 1);
+    if (begun == processor) return Least(blocks_, end - first);
+    return Least(blocks_, FirstOf(begun + 1) - first) + blocks_ * (processor - begun - 1) +
+           Least(blocks_, end - FirstOf(processor));
   }
+  // Which of them a stretch joins to.
   FOURIERKV_HOST_DEVICE int JoinedPart(int first, int stretch) const {
-    const int processors = stretch / own_ - first / own_;
-    if (processors == 0) return (stretch - first) % blocks_;
-    return Least(blocks_, own_ - first % own_) + blocks_ * (processors - 1) +
-           stretch % own_ % blocks_;
+    if (shape_.worker_warps > 1) return stretch - first;
+    const int begun = ProcessorOf(first);
+    const int processor = ProcessorOf(stretch);
+    if (begun == processor) return (stretch - first) % blocks_;
+    return Least(blocks_, FirstOf(begun + 1) - first) + blocks_ * (processor - begun - 1) +
+           (stretch - FirstOf(processor)) % blocks_;
   }
   // Which of the block's workers have stretches of [first, last] like this one.
   FOURIERKV_HOST_DEVICE int32_t Team(int first, int last, int stretch) const {
-    const int processor = stretch / own_;
+    const int processor = ProcessorOf(stretch);
+    const int turn = (stretch - FirstOf(processor)) % blocks_;
     int32_t team = 0;
     for (int worker = 0; worker < WorkersOfBlock(shape_); ++worker) {
-      const int inner = worker * blocks_ + stretch % own_ % blocks_;
-      const int other = processor * own_ + inner;
-      if (inner < own_ && first <= other && other <= last) team |= 1 << worker;
+      const int other = FirstOf(processor) + worker * blocks_ + turn;
+      const bool own = other < FirstOf(processor + 1) && first <= other && other <= last;
+      if (own) team |= 1 << worker;
     }
     return team;
   }
@@ -319,9 +328,9 @@ class AttentionLine {
   const int32_t groups_;  // of a sequence
   int64_t total_;
   int32_t stretches_ = 0;
-  int32_t own_ = 0;      // stretches of a multiprocessor
-  int32_t blocks_ = 0;   // of it that have some
-  bool favour_ = false;  // whether its first blocks have more
+  int32_t processors_ = 0;  // that have some
+  int32_t blocks_ = 0;      // of each that have some
+  bool favour_ = false;     // whether the first of these have more
 };
 
 }  // namespace fourierkv::kernels

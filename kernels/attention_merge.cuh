@@ -31,6 +31,10 @@ struct PartRecords {
   }
 };
 
+// V's rotation is turned back in so many parts at the same time.
+inline constexpr int kTurnedQuarters = 4;
+inline constexpr int kTurnedScratchBytes = kTurnedQuarters * 4 * 32 * 16;
+
 // What the warps of a block have in shared memory, each so many bytes behind the one before.
 struct WarpResults {
   const uint8_t* outputs;  // of warp 0
@@ -152,9 +156,8 @@ struct PartWeights {
 template <typename Store>
 __device__ __forceinline__ void SumParts(const PartRecords& parts, const PartWeights& weights,
                                          const RecordShape& shape, const Team& team, Store store) {
-  constexpr int kAtOnce = 8;       // parts, and ...
+  constexpr int kAtOnce = 4;       // parts, and ...
   constexpr int kItemsAtOnce = 2;  // ... items of a lane: what is loaded before anything waits
-  static_assert(kMergedParts == 2 * kAtOnce);
   const int items = shape.Items();
 #pragma unroll 1
   for (int item = team.thread; item - team.lane() < items; item += kItemsAtOnce * team.threads()) {
@@ -171,6 +174,11 @@ __device__ __forceinline__ void SumParts(const PartRecords& parts, const PartWei
     }
 #pragma unroll 1
     for (int first = 0; first < parts.count; first += kAtOnce) {
+      static_assert(kAtOnce == 4 && PartWeights::kRounds == 4);
+      const float own = first == 0   ? weights.weight[0]
+                        : first == 4 ? weights.weight[1]
+                        : first == 8 ? weights.weight[2]
+                                     : weights.weight[3];
       float4 o[kAtOnce][kItemsAtOnce];
 #pragma unroll
       for (int p = 0; p < kAtOnce; ++p) {
@@ -184,11 +192,10 @@ __device__ __forceinline__ void SumParts(const PartRecords& parts, const PartWei
       }
 #pragma unroll
       for (int p = 0; p < kAtOnce; ++p) {
-        const float own = first == 0 ? weights.weight[p / 4] : weights.weight[2 + p / 4];
 #pragma unroll
         for (int i = 0; i < kItemsAtOnce; ++i) {
-          const float a = __shfl_sync(~0u, own, 8 * (p % 4) + heads[i].x);
-          const float b = __shfl_sync(~0u, own, 8 * (p % 4) + heads[i].y);
+          const float a = __shfl_sync(~0u, own, 8 * p + heads[i].x);
+          const float b = __shfl_sync(~0u, own, 8 * p + heads[i].y);
           all[i].x = fmaf(o[p][i].x, a, all[i].x);
           all[i].y = fmaf(o[p][i].y, shape.uniform ? a : b, all[i].y);
           all[i].z = fmaf(o[p][i].z, shape.uniform ? b : a, all[i].z);
@@ -247,42 +254,57 @@ static __device__ __noinline__ void LeaveRecord(const Team& team, const WarpResu
 }
 
 // to[head][channel] += sums[head][j] times the transposed rotation, for the 4 heads from `first`
-// on. Every warp takes its share of all j; `scratch`: float4[4] for each thread of the team, if it
-// has several warps. A function of its own, as it must not take registers from what units need.
+// on. Every warp takes its share of the quarters of all j, which are added up in their order,
+// however large the team is; `scratch`: float4[kTurnedQuarters][4][32], if it has several warps. A
+// function of its own, as it must not take registers from what units need.
 static __device__ __noinline__ void AddTurned(const Team& team, const float* rotation, int d,
                                               int first_head, const float* sums, float4* scratch,
                                               float* to) {
   constexpr int kHeads = 4;  // at once
   constexpr int kLaneChannels = 4;
   constexpr int kChannels = 32 * kLaneChannels;
-  const int warp = team.thread >> 5;
   const int lane = team.lane();
-  const int share = ((d + team.warps - 1) / team.warps + 3) & ~3;
-  const int end = min(share * (warp + 1), d);
+  const int share = (d / kTurnedQuarters + 3) & ~3;
   sums += first_head * d;
   to += first_head * d;
 #pragma unroll 1
   for (int first = 0; first < d; first += kChannels) {
-    float all[kHeads][kLaneChannels] = {};
+    float turned[kHeads][kLaneChannels] = {};  // by a team of one warp
     const int channel = first + kLaneChannels * lane;
+    team.Sync();  // the scratch memory is free
+#pragma unroll 1
+    for (int quarter = team.thread >> 5; quarter < kTurnedQuarters; quarter += team.warps) {
+      float all[kHeads][kLaneChannels] = {};
+      const int end = min(share * (quarter + 1), d);
 #pragma unroll 4
-    for (int j = share * warp; channel < d && j < end; j += 4) {
-      float4 u[4];
+      for (int j = share * quarter; channel < d && j < end; j += 4) {
+        float4 u[4];
 #pragma unroll
-      for (int x = 0; x < 4; ++x) {
-        u[x] = __ldg(reinterpret_cast<const float4*>(rotation + (j + x) * d + channel));
+        for (int x = 0; x < 4; ++x) {
+          u[x] = __ldg(reinterpret_cast<const float4*>(rotation + (j + x) * d + channel));
+        }
+#pragma unroll
+        for (int head = 0; head < kHeads; ++head) {
+          const float4 four = *reinterpret_cast<const float4*>(sums + head * d + j);
+          const float own[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+          for (int x = 0; x < 4; ++x) {
+            all[head][0] = fmaf(own[x], u[x].x, all[head][0]);
+            all[head][1] = fmaf(own[x], u[x].y, all[head][1]);
+            all[head][2] = fmaf(own[x], u[x].z, all[head][2]);
+            all[head][3] = fmaf(own[x], u[x].w, all[head][3]);
+          }
+        }
       }
 #pragma unroll
       for (int head = 0; head < kHeads; ++head) {
-        const float4 four = *reinterpret_cast<const float4*>(sums + head * d + j);
-        const float own[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int x = 0; x < 4; ++x) {
-          all[head][0] = fmaf(own[x], u[x].x, all[head][0]);
-          all[head][1] = fmaf(own[x], u[x].y, all[head][1]);
-          all[head][2] = fmaf(own[x], u[x].z, all[head][2]);
-          all[head][3] = fmaf(own[x], u[x].w, all[head][3]);
+        if (team.warps > 1) {
+          scratch[(quarter * kHeads + head) * 32 + lane] = {all[head][0], all[head][1],
+                                                            all[head][2], all[head][3]};
+          continue;
         }
+#pragma unroll
+        for (int i = 0; i < kLaneChannels; ++i) turned[head][i] += all[head][i];
       }
     }
     if (team.warps == 1) {
@@ -290,23 +312,20 @@ static __device__ __noinline__ void AddTurned(const Team& team, const float* rot
       for (int head = 0; head < kHeads && channel < d; ++head) {
         auto* const own = reinterpret_cast<float4*>(to + head * d + channel);
         const float4 before = *own;
-        *own = {before.x + all[head][0], before.y + all[head][1], before.z + all[head][2],
-                before.w + all[head][3]};
+        *own = {before.x + turned[head][0], before.y + turned[head][1], before.z + turned[head][2],
+                before.w + turned[head][3]};
       }
       continue;
-    }
-    team.Sync();
-#pragma unroll
-    for (int head = 0; head < kHeads; ++head) {
-      scratch[(warp * kHeads + head) * 32 + lane] = {all[head][0], all[head][1], all[head][2],
-                                                     all[head][3]};
     }
     team.Sync();
     const auto* parts = reinterpret_cast<const float*>(scratch);
     for (int i = team.thread; i < kHeads * kChannels; i += team.threads()) {
       const int own = first + i % kChannels;
       float sum = 0;
-      for (int w = 0; w < team.warps; ++w) sum += parts[kHeads * kChannels * w + i];
+#pragma unroll
+      for (int quarter = 0; quarter < kTurnedQuarters; ++quarter) {
+        sum += parts[kHeads * kChannels * quarter + i];
+      }
       if (own < d) to[i / kChannels * d + own] += sum;
     }
   }

@@ -94,9 +94,11 @@ class Worker {
     return user_.plan.data + user_.plan.programs + kv_head * user_.plan.program_bytes;
   }
 
-  // Read again instead of being kept while units are worked on.
+  // Read again instead of being kept while units are worked on; from the cache, though.
   static __device__ __forceinline__ int NextEntry(const AttentionEntry* entry) {
-    return *static_cast<const volatile int32_t*>(&entry->next);
+    int next;
+    asm volatile("ld.global.ca.s32 %0, [%1];" : "=r"(next) : "l"(&entry->next));
+    return next;
   }
 
   __device__ __forceinline__ void Run(const AttentionEntry* entry) {

@@ -222,7 +222,8 @@ __global__ __launch_bounds__(kRotatedThreads,
                          static_cast<int>(part.head_offsets[head + 1] - start));
   if (kRing && threadIdx.x < 32) {
     const int fills = (params.segments - segment(0) + between - 1) / between;
-    ring.StartFirst(fills, [&](int i) { return params.payloads[segment(i)] + start; });
+    ring.StartFirst(fills, kRotatedWarps,
+                    [&](int i) { return params.payloads[segment(i)] + start; });
   }
   RotatedBlock block;
   block.table = {shared, reinterpret_cast<uint2*>(base + sizes.trailing)};

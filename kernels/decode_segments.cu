@@ -180,9 +180,10 @@ __global__ __launch_bounds__(kDecodeThreads,
   auto* const places = reinterpret_cast<ChannelPlace*>(stages + kDecodeWarps * sizes.stage_bytes);
   const PayloadRing ring(ring_state, payloads, sizes.payload_places, sizes.payload_bytes,
                          static_cast<int>(part.head_offsets[head + 1] - start));
+  const int slices = (d + kWidth - 1) / kWidth;
   if (kRing && warp == 0) {
     const int fills = (params.segments - first + step - 1) / step;
-    ring.StartFirst(fills, [&](int i) { return params.payloads[segment(i)] + start; });
+    ring.StartFirst(fills, slices, [&](int i) { return params.payloads[segment(i)] + start; });
   }
   FindPlaces(part, head, places);
   __syncthreads();
@@ -194,7 +195,6 @@ __global__ __launch_bounds__(kDecodeThreads,
   FillTable(part, sizes.table_entries, order, table);
   __syncthreads();
 
-  const int slices = (d + kWidth - 1) / kWidth;
   for (int turn = warp;; turn += kDecodeWarps) {
     const DecodeTask task(slices, turn);
     const int at = segment(task.fill);

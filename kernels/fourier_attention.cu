@@ -45,8 +45,10 @@ SharedLayout LayOut(const AttentionPlanView& plan, int heads_per_kv) {
     layout.norms = layout.queries + tiles * std::max(plan.k_query_bytes, 16 * plan.head_dim);
     layout.stats = layout.norms + 32;
     layout.program = layout.stats + 64;
-    layout.worker_bytes = static_cast<int>(
-        AlignUp(layout.program + AlignUp(2 * sizeof(UniformPart), 16), kCopyAlign));
+    const int bytes = static_cast<int>(layout.program + AlignUp(2 * sizeof(UniformPart), 16));
+    // The second warp of a team gives what results need beside.
+    layout.worker_bytes =
+        static_cast<int>(AlignUp(std::max(bytes, kTurnedScratchBytes), kCopyAlign));
     return layout;
   }
   layout.queries = static_cast<int>(AlignUp(plan.program_bytes, 16));

@@ -52,9 +52,10 @@ struct SharedBytes {
 class PayloadRing {
  public:
   struct Place {
-    uint64_t full;  // barrier: the copy is there
-    uint32_t left;  // how many have let go
-    uint32_t unused;
+    uint64_t full;   // barrier: the copy is there
+    uint64_t empty;  // barrier: all have let go
+    uint32_t left;   // how many have
+    uint32_t unused[3];
   };
 
   // `bytes` of each payload, a multiple of 16, into `places` places that are `between` bytes apart,
@@ -63,18 +64,20 @@ class PayloadRing {
                                          int bytes)
       : state_(state), payloads_(payloads), places_(places), between_(between), bytes_(bytes) {}
 
-  // The first fills begin, of `fills`; from(i) is where number i comes from. By one warp, once;
-  // others may use the ring behind a barrier.
+  // The first fills begin, of `fills`, each for so many readers; from(i) is where number i comes
+  // from. By one warp, once; others may use the ring behind a barrier.
   template <class From>
-  __device__ __forceinline__ void StartFirst(int fills, const From& from) const {
+  __device__ __forceinline__ void StartFirst(int fills, int readers, const From& from) const {
 #if __CUDA_ARCH__ >= 900
-    for (int i = static_cast<int>(threadIdx.x) % 32; i < places_; i += 32) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    for (int i = lane; i < places_; i += 32) {
       state_[i].left = 0;
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(SharedAddress(&state_[i].full))
-                   : "memory");
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-      if (i < fills) Start(i, from(i));
+      Prepare(&state_[i].full, 1);
+      Prepare(&state_[i].empty, 32 * readers);
     }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    __syncwarp();
+    for (int i = lane; i < places_ && i < fills; i += 32) Start(i, from(i));
 #endif
   }
 
@@ -82,15 +85,7 @@ class PayloadRing {
   __device__ __forceinline__ SharedBytes Wait(int fill) const {
     const int place = fill % places_;
 #if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "AGAIN:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra AGAIN;\n"
-        "}" ::"r"(SharedAddress(&state_[place].full)),
-        "r"(fill / places_ & 1)
-        : "memory");
+    Wait(&state_[place].full, fill / places_ & 1);
 #endif
     return {payloads_ + place * between_};
   }
@@ -98,20 +93,41 @@ class PayloadRing {
   // This warp needs it no longer; the last of `readers` has the next fill of its place copied
   // there, from `next`, unless that is null.
   __device__ __forceinline__ void LetGo(int fill, int readers, const uint8_t* next) const {
-    __syncwarp();  // all lanes have read what they need
-    if (threadIdx.x % 32 != 0) return;
     Place& place = state_[fill % places_];
-    uint32_t before;
-    asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], 1;"
-                 : "=r"(before)
-                 : "r"(SharedAddress(&place.left))
-                 : "memory");
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(&place.empty))
+        : "memory");
+    __syncwarp();
+    if (threadIdx.x % 32 != 0) return;
+    const uint32_t before = atomicAdd(&place.left, 1);
     if (before + 1 != static_cast<uint32_t>(readers) || next == nullptr) return;
+    Wait(&place.empty, fill / places_ & 1);
     place.left = 0;
     Start(fill + places_, next);
+#endif
   }
 
  private:
+#if __CUDA_ARCH__ >= 900
+  static __device__ __forceinline__ void Prepare(uint64_t* barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
+                 "r"(arrivals)
+                 : "memory");
+  }
+  static __device__ __forceinline__ void Wait(const uint64_t* barrier, int parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "AGAIN:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra AGAIN;\n"
+        "}" ::"r"(SharedAddress(barrier)),
+        "r"(parity)
+        : "memory");
+  }
+#endif
+
   // Fill number `fill` begins. By one thread.
   __device__ __forceinline__ void Start(int fill, const uint8_t* from) const {
 #if __CUDA_ARCH__ >= 900

@@ -110,9 +110,9 @@ class Schedule {
     CheckWhole(done);
     CheckRecords(pieces);
     if (stretches_ == 0) return;
-    // Balance: nobody has more than his share, a fourteenth and one unit.
+    // Balance: nobody has more than his share, a twentieth and one unit.
     const int64_t largest = std::max(shape_.unit_cost, shape_.page_cost);
-    EXPECT_LE(most, total / stretches_ + total / stretches_ / 14 + 1 + largest);
+    EXPECT_LE(most, total / stretches_ + total / stretches_ / 20 + 1 + largest);
   }
 
  private:

@@ -128,6 +128,7 @@ TEST_F(OnDevice, PartsSayWhatTheLayoutSays) {
     ASSERT_TRUE(device.ok()) << device.status();
     kernels::PartView view = device->view();
     const auto basis = Fetch(&view.basis, int64_t{view.columns} * view.segment_tokens);
+    const auto head_offsets = Fetch(&view.head_offsets, view.kv_heads + 1);
     const auto head_bands = Fetch(&view.head_bands, view.kv_heads + 1);
     const auto bands = Fetch(&view.bands, head_bands.back());
     const auto channels = Fetch(&view.channels, int64_t{view.kv_heads} * view.head_dim);
