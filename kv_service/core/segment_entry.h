@@ -41,6 +41,8 @@ class HeldFormSet {
 struct TenantShare {
   int64_t namespaces = 0;
   int64_t bytes = 0;  // of blobs
+  int64_t leases = 0;
+  int64_t leased_keys = 0;  // over all of these
 };
 
 // A namespace that segments of the index are of, shared by all of them.

@@ -55,6 +55,7 @@ class SegmentObserver;
 class SegmentStore;
 class SegmentTree;
 struct SegmentEntry;
+struct TenantShare;
 
 // Keeps segments from eviction and deletion until destroyed, without a time limit. For work inside
 // the process; the store must outlive it.
@@ -173,8 +174,9 @@ class SegmentStore {
 
   // Keeps every one of `keys` until now + ttl or Release. InvalidArgument unless 0 < ttl <=
   // kMaxLeaseTtl and 1 <= keys <= kMaxLeaseKeys; NotFound naming the first key that is not stored
-  // (nothing is leased then); ResourceExhausted beyond kMaxLeases or
-  // kMaxLeasedKeys.
+  // (nothing is leased then); ResourceExhausted beyond kMaxLeases or kMaxLeasedKeys, or a share of
+  // these (fair_share.h) of the tenant whose segment the first key is of: so that no tenant leaves
+  // none to others.
   absl::StatusOr<Lease> AcquireLease(std::span<const BlockKey> keys, absl::Duration ttl);
   // The InvalidArgument of AcquireLease.
   static absl::Status CheckLease(size_t keys, absl::Duration ttl);
@@ -210,7 +212,11 @@ class SegmentStore {
   using Garbage = std::vector<FormPtr>;  // destroyed after the lock
   friend class SegmentPin;
   friend class TenantPledge;
+  // A lease on keys of which each is found.
   absl::StatusOr<Lease> GrantLocked(std::vector<BlockKey> keys, absl::Duration ttl);
+  // Undoes that; the table knows no longer of it.
+  void EndLocked(std::span<const BlockKey> keys);
+  TenantShare& HolderLocked(std::span<const BlockKey> keys);  // whom a lease is charged to
   // Leases, and segments whose time is over; true if there are more of these.
   bool ExpireLocked(Garbage& garbage);
   // As SegmentTree::Find, but null for what has expired.

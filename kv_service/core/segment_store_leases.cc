@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kv_service/core/fair_share.h"
 #include "kv_service/core/segment_store.h"
 #include "kv_service/core/segment_tree.h"
 
@@ -82,7 +83,7 @@ absl::Status SegmentStore::Release(uint64_t lease_id) {
     return absl::NotFoundError(
         absl::StrCat("there is no lease ", lease_id, "; it may have expired"));
   }
-  UnholdLocked(keys);
+  EndLocked(keys);
   return absl::OkStatus();
 }
 
@@ -111,15 +112,20 @@ void SegmentStore::Unpin(std::span<const BlockKey> keys) {
 }
 
 absl::StatusOr<Lease> SegmentStore::GrantLocked(std::vector<BlockKey> keys, absl::Duration ttl) {
-  if (leases_.size() >= kMaxLeases) {
+  TenantShare& share = HolderLocked(keys);
+  const auto count = static_cast<int64_t>(keys.size());
+  if (!MayTake(share.leases, 1, kMaxLeases - leases_.size())) {
     return absl::ResourceExhaustedError(
-        absl::StrCat(kMaxLeases, " leases are held, which is the most; release some"));
+        absl::StrCat("the tenant holds ", share.leases, " leases; of all ", kMaxLeases,
+                     " the last are for tenants with few: release some"));
   }
-  if (static_cast<int64_t>(keys.size()) > kMaxLeasedKeys - leases_.keys()) {
-    return absl::ResourceExhaustedError(absl::StrCat("leases hold ", leases_.keys(), " keys; with ",
-                                                     keys.size(), " more there would be above ",
-                                                     kMaxLeasedKeys, ": release some"));
+  if (!MayTake(share.leased_keys, count, kMaxLeasedKeys - leases_.keys())) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the tenant's leases hold ", share.leased_keys, " keys and would hold ", count,
+        " more; of all ", kMaxLeasedKeys, " the last are for tenants with few: release some"));
   }
+  ++share.leases;
+  share.leased_keys += count;
   for (const BlockKey& key : keys) tree_->Hold(*tree_->Find(key));
   StoreMetrics::Add(metrics_->leases_granted, 1);
   return leases_.Add(std::move(keys), clock_() + ttl);
@@ -129,7 +135,7 @@ bool SegmentStore::ExpireLocked(Garbage& garbage) {
   const absl::Time now = clock_();
   int64_t expired = 0;
   for (auto keys = leases_.RemoveExpired(now); !keys.empty(); keys = leases_.RemoveExpired(now)) {
-    UnholdLocked(keys);
+    EndLocked(keys);
     ++expired;
   }
   StoreMetrics::Add(metrics_->leases_expired, expired);
@@ -140,6 +146,17 @@ bool SegmentStore::ExpireLocked(Garbage& garbage) {
     SettleLocked();
   }
   return more;
+}
+
+void SegmentStore::EndLocked(std::span<const BlockKey> keys) {
+  TenantShare& share = HolderLocked(keys);
+  --share.leases;
+  share.leased_keys -= static_cast<int64_t>(keys.size());
+  UnholdLocked(keys);
+}
+
+TenantShare& SegmentStore::HolderLocked(std::span<const BlockKey> keys) {
+  return *tree_->Find(keys.front())->space->share;
 }
 
 void SegmentStore::UnholdLocked(std::span<const BlockKey> keys) {

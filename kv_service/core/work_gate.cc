@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "kv_service/core/fair_share.h"
 
 namespace fourierkv {
 namespace {
@@ -41,11 +42,13 @@ bool IsAsleep(pid_t thread) {
 struct WorkGate::Client {
   double used = 0;  // seconds of places, from where others were when it came
   int calls = 0;
+  int outside = 0;          // beyond those
   std::deque<Call*> begun;  // that wait to go on
   std::deque<Call*> fresh;
   absl::Time fresh_since;  // there has always been one
 
   bool waits() const { return !begun.empty() || !fresh.empty(); }
+  bool idle() const { return calls == 0 && outside == 0; }
 
   // Adds the time of one of its calls since that was done last. Who sleeps uses no place from when
   // others could have had it, whether or not there were any.
@@ -62,12 +65,13 @@ WorkGate::Stats WorkGate::stats() const {
   const Lock lock(mutex_);
   Stats stats = stats_;
   stats.working = static_cast<int>(working_.size());
+  stats.outside = static_cast<int>(outside_.size());
   return stats;
 }
 
 std::shared_ptr<WorkGate::Client> WorkGate::ClientOf(const std::string& name) {
   if (clients_.size() >= kMostIdle && !clients_.contains(name)) {
-    absl::erase_if(clients_, [](const auto& entry) { return entry.second->calls == 0; });
+    absl::erase_if(clients_, [](const auto& entry) { return entry.second->idle(); });
   }
   std::shared_ptr<Client>& client = clients_[name];
   if (client == nullptr) client = std::make_shared<Client>();
@@ -76,22 +80,24 @@ std::shared_ptr<WorkGate::Client> WorkGate::ClientOf(const std::string& name) {
 
 absl::Status WorkGate::RefuseCall() {
   ++stats_.refused_calls;
-  return absl::ResourceExhaustedError(
-      absl::StrCat("the server has ", options_.max_calls,
-                   " calls at the same time (--max-calls); retry later, or make fewer at once"));
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the server has ", stats_.calls, " calls at the same time, of ", options_.max_calls,
+      " (--max-calls), of which the last are for clients with few; retry later, or make fewer at "
+      "once"));
 }
 
-bool WorkGate::HasRoomFor(const std::string& client) {
-  if (stats_.calls < options_.max_calls) return true;
+bool WorkGate::HasRoomFor(const Client& client) const {
+  return MayTake(client.calls, 1, options_.max_calls - stats_.calls);
+}
+
+bool WorkGate::MakeRoomFor(const Client& client) {
   Client* most = nullptr;
   for (const auto& [name, other] : clients_) {
     if (!other->fresh.empty() && (most == nullptr || other->calls > most->calls)) {
       most = other.get();
     }
   }
-  const auto own = clients_.find(client);
-  const int own_calls = own == clients_.end() ? 0 : own->second->calls;
-  if (most == nullptr || most->calls <= own_calls + 1) return false;
+  if (most == nullptr || most->calls <= client.calls + 1) return false;
   Call& last = *most->fresh.back();
   most->fresh.pop_back();
   last.state_ = Call::State::kOutside;
@@ -102,6 +108,57 @@ bool WorkGate::HasRoomFor(const std::string& client) {
   --stats_.calls;
   --stats_.waiting;
   return true;
+}
+
+void WorkGate::Count(Client& client) {
+  ++client.calls;
+  ++stats_.calls;
+}
+
+bool WorkGate::Enter(Lock& lock, Call& call, absl::Time limit) {
+  Client& client = *call.client_;
+  if (client.outside > 0 || !HasRoomFor(client)) {
+    if (WaitOutside(lock, call, limit)) return true;
+    if (call.patience_.over() || !(HasRoomFor(client) || MakeRoomFor(client))) return false;
+  }
+  Count(client);
+  return true;
+}
+
+bool WorkGate::WaitOutside(Lock& lock, Call& call, absl::Time limit) {
+  Client& client = *call.client_;
+  const int free = options_.max_outside - static_cast<int>(outside_.size());
+  if (!MayTake(client.outside, 1, free)) return false;
+  call.state_ = Call::State::kAtDoor;
+  outside_.push_back(&call);
+  ++client.outside;
+  while (call.state_ == Call::State::kAtDoor) {
+    const absl::Time now = options_.clock();
+    if (now >= limit || call.patience_.over()) break;
+    call.admitted_.wait_for(lock,
+                            absl::ToChronoNanoseconds(std::min(kLookEveryFresh, limit - now)));
+  }
+  if (call.state_ != Call::State::kAtDoor) return true;
+  call.state_ = Call::State::kOutside;
+  std::erase(outside_, &call);
+  --client.outside;
+  return false;
+}
+
+void WorkGate::LetIn() {
+  for (auto it = outside_.begin(); it != outside_.end() && stats_.calls < options_.max_calls;) {
+    Call& call = **it;
+    Client& client = *call.client_;
+    if (!HasRoomFor(client)) {
+      ++it;
+      continue;
+    }
+    it = outside_.erase(it);
+    --client.outside;
+    Count(client);
+    call.state_ = Call::State::kOutside;
+    call.admitted_.notify_one();
+  }
 }
 
 std::shared_ptr<WorkGate::Client> WorkGate::Next() const {
@@ -190,19 +247,20 @@ WorkGate::Call::Call(WorkGate* gate, const std::string& client, const Patience& 
   if (!status_.ok()) return;
   const Options& options = gate_->options_;
   Lock lock(gate_->mutex_);
-  if (!gate_->HasRoomFor(client)) {
-    status_ = gate_->RefuseCall();
-    return;
-  }
   const std::shared_ptr<Client> shared = gate_->ClientOf(client);  // until its queue is left
   client_ = shared;
-  ++client_->calls;
-  ++gate_->stats_.calls;
+  const auto until = [&](absl::Time now, absl::Duration most) {
+    return now + std::min(most, (patience_.deadline() - now) / 2);
+  };
+  if (!gate_->Enter(lock, *this, until(options.clock(), options.standing))) {
+    client_ = nullptr;
+    status_ = patience_.over() ? patience_.Over() : gate_->RefuseCall();
+    return;
+  }
   const absl::Time now = options.clock();
   if (client_->fresh.empty()) client_->fresh_since = now;
   const bool stands = now - client_->fresh_since > options.burst;
-  const absl::Duration left = patience_.deadline() - now;
-  const absl::Time limit = now + std::min(stands ? options.standing : options.burst, left / 2);
+  const absl::Time limit = until(now, stands ? options.standing : options.burst);
   if (gate_->Wait(lock, *this, shared->fresh, limit)) {
     this_thread = this;
     thread_ = static_cast<pid_t>(syscall(SYS_gettid));
@@ -224,6 +282,7 @@ WorkGate::Call::~Call() {
   if (state_ == State::kWorking) gate_->Leave(*this, now);
   --client_->calls;
   --gate_->stats_.calls;
+  gate_->LetIn();
   gate_->Admit(now);
 }
 

@@ -30,7 +30,9 @@ namespace fourierkv {
 // it has, and after `burst`; or, once its client's queue has not been empty for that long, after
 // `standing` ("controlled delay": Maurer, Fail at Scale, ACM Queue 13/8, 2015). So those who are
 // admitted are answered in time. Not much earlier: a call that is refused costs a third of one that
-// is served, and comes again.
+// is served, and comes again. So a call beyond `max_calls` waits outside, for `standing` at most,
+// as long as not too many do: otherwise clients that make a few more calls than they may would be
+// refused, and come again, as fast as they can.
 //
 // Whoever sleeps for its client or a tier (Pause) for longer than `slice`, or holds a place for
 // longer than `longest` for whatever reason, lends it to those who wait for one, and asks for one
@@ -40,7 +42,8 @@ class WorkGate {
  public:
   struct Options {
     int places = 1;       // > 0
-    int max_calls = 512;  // at the same time, whatever they do
+    int max_calls = 512;  // at the same time, whatever they do; shared fairly (fair_share.h)
+    int max_outside = 0;  // that wait until they are fewer; shared likewise
     absl::Duration burst = absl::Seconds(2);
     absl::Duration standing = absl::Milliseconds(500);
     absl::Duration slice = absl::Milliseconds(5);  // of a place, before it is others' turn
@@ -51,8 +54,9 @@ class WorkGate {
     int calls = 0;
     int working = 0;  // of these, with a place
     int waiting = 0;
+    int outside = 0;  // beyond these, waiting to be among them
     uint64_t refused_busy = 0;
-    uint64_t refused_calls = 0;  // beyond max_calls, also those that made room for others
+    uint64_t refused_calls = 0;  // beyond max_calls or a share of it, also to make room for others
   };
 
  private:
@@ -81,7 +85,7 @@ class WorkGate {
 
    private:
     friend class WorkGate;
-    enum class State : uint8_t { kOutside, kWaiting, kWorking };
+    enum class State : uint8_t { kOutside, kAtDoor, kWaiting, kWorking };
 
     WorkGate* const gate_;
     const Patience patience_;
@@ -107,8 +111,17 @@ class WorkGate {
   using Lock = std::unique_lock<std::mutex>;
 
   std::shared_ptr<Client> ClientOf(const std::string& name);
-  // Whether `client` may have one more call now, which may cost somebody else one that waits.
-  bool HasRoomFor(const std::string& client);
+  // Whether `client` may have one more call now (fair_share.h).
+  bool HasRoomFor(const Client& client) const;
+  // Refuses a call that waits of whoever has most, if that is more than `client` would have.
+  bool MakeRoomFor(const Client& client);
+  void Count(Client& client);
+  // Counts `call`, at once or after a wait outside; false if it is not to be among the calls.
+  bool Enter(Lock& lock, Call& call, absl::Time limit);
+  // False if too many wait outside, or until `limit` or the end of patience nobody let it in.
+  bool WaitOutside(Lock& lock, Call& call, absl::Time limit);
+  // Counts those from outside for whom there is room now.
+  void LetIn();
   absl::Status RefuseCall();
   // Waits in `queue` until there is a place for `call`; false when `limit` or patience is over, or
   // it made room for another.
@@ -124,8 +137,9 @@ class WorkGate {
   mutable std::mutex mutex_;  // guards what follows
   absl::flat_hash_map<std::string, std::shared_ptr<Client>> clients_;
   std::vector<Call*> working_;
-  double begun_ = 0;      // Client::used of whoever began last
-  bool watched_ = false;  // one of those who wait looks for places that are held for too long
+  std::deque<Call*> outside_;  // in order
+  double begun_ = 0;           // Client::used of whoever began last
+  bool watched_ = false;       // one of those who wait looks for places that are held for too long
   Stats stats_;
 };
 

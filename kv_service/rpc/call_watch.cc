@@ -15,6 +15,11 @@ constexpr absl::Duration kClocksDiffer = absl::Milliseconds(50);
 CallWatch::CallWatch(absl::Duration limit, LatencyHistogram* overrun)
     : limit_(limit), overrun_(overrun), thread_([this] { Run(); }) {}
 
+uint64_t CallWatch::asked() const {
+  std::lock_guard lock(mutex_);
+  return asked_;
+}
+
 CallWatch::~CallWatch() {
   {
     std::lock_guard lock(mutex_);
@@ -36,7 +41,8 @@ void CallWatch::Run() {
     const int64_t oldest = absl::ToUnixNanos(now - limit_);
     for (auto it = calls_.begin(); it != calls_.end() && !stopping_;) {
       Call* const call = *it;
-      if (call->kind_ != Kind::kFollower && call->begun_ && IsCancelled(lock, call)) {
+      const bool works = call->begun_ && call->waits_since_ == Call::kWorks;
+      if (call->kind_ != Kind::kFollower && works && IsCancelled(lock, call)) {
         call->end_->Come(now, now + kClocksDiffer >= call->patience_.deadline());
       }
       it = calls_.upper_bound(call);
@@ -49,6 +55,7 @@ void CallWatch::Run() {
 
 bool CallWatch::IsCancelled(std::unique_lock<std::mutex>& lock, Call* call) {
   asking_ = call;
+  ++asked_;
   lock.unlock();
   const bool cancelled = call->context_->IsCancelled();
   lock.lock();

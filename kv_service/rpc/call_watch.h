@@ -23,8 +23,9 @@ namespace fourierkv {
 // A put whose client sends nothing more, or a fetch that nobody reads, would hold memory and a
 // place for as long as the connection lives. And a call that was cancelled would go on working for
 // nobody: gRPC tells that to who asks, so this asks for all calls that work every few milliseconds.
-// Asking costs tens of microseconds, so of those that wait for their turn it does not. Thread safe;
-// must outlive its calls.
+// Asking costs tens of microseconds, so it does not for those that wait: for their turn, which they
+// get in time, or for their clients, since gRPC ends what it waits for itself. Clients that hardly
+// read cost nothing. Thread safe; must outlive its calls.
 class CallWatch {
  public:
   // Streams that wait for their clients for `limit` and a little longer are cancelled. `overrun`,
@@ -35,6 +36,8 @@ class CallWatch {
   CallWatch& operator=(const CallWatch&) = delete;
 
   absl::Duration limit() const { return limit_; }
+  // How often gRPC has been asked.
+  uint64_t asked() const;
 
   enum class Kind {
     kUnary,
@@ -82,10 +85,11 @@ class CallWatch {
 
   const absl::Duration limit_;
   LatencyHistogram* const overrun_;
-  std::mutex mutex_;  // guards what follows
+  mutable std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
   bool stopping_ = false;
   std::set<Call*> calls_;
+  uint64_t asked_ = 0;
   Call* asking_ = nullptr;  // gRPC is being asked for it: it must stay
   std::condition_variable answered_;
   std::thread thread_;

@@ -60,15 +60,23 @@ absl::StatusOr<KeyChain> KeysOf(const TenantView& view, const v1::MatchPrefixReq
 }
 
 // Ends what matched before the first segment that is not the caller's: one that was not known to be
-// when the keys were looked at.
+// when the keys were looked at. What nobody can have a lease on now is looked at without one: that
+// others have no room for leases tells that they store it.
 absl::StatusOr<MatchResult> MatchOwn(ServiceCore& core, const TenantView& view, KeyChain& keys,
                                      absl::Duration ttl, const Patience& patience) {
   absl::StatusOr<MatchResult> match = core.tiers.Match(keys.segments, keys.tail, ttl, patience);
+  const absl::Status refused = match.status();
+  if (absl::IsResourceExhausted(refused)) {
+    match = core.tiers.Match(keys.segments, keys.tail, absl::ZeroDuration(), patience);
+  }
   if (!match.ok()) return match;
   const auto foreign =
       std::find_if(match->segments.begin(), match->segments.end(),
                    [&](const SegmentSummary& s) { return view.IsForeign(*s.context); });
-  if (foreign == match->segments.end()) return match;
+  if (foreign == match->segments.end()) {
+    if (!refused.ok()) return refused;
+    return match;
+  }
   if (match->lease.has_value()) core.store.Release(match->lease->id).IgnoreError();
   keys.segments.resize(foreign - match->segments.begin());
   return core.tiers.Match(keys.segments, std::nullopt, ttl, patience);
@@ -150,7 +158,7 @@ absl::Status DeleteKeys(ServiceCore& core, const TenantView& view, const v1::Del
   absl::StatusOr<std::vector<BlockKey>> keys =
       ParseKeys(request.block_keys(), "block_keys", kMaxKeysPerCall);
   if (!keys.ok()) return keys.status();
-  std::erase_if(*keys, [&](const BlockKey& key) { return !view.Owns(key); });
+  if (absl::Status s = view.KeepOwn(*keys, patience); !s.ok()) return s;
   absl::StatusOr<DeleteResult> removed = core.tiers.Delete(*keys, patience);
   if (!removed.ok()) return removed.status();
   response.set_removed_segments(removed->segments);
@@ -171,13 +179,14 @@ absl::Status PinKeys(ServiceCore& core, const TenantView& view, const v1::PinReq
                                                    absl::FormatDuration(longest)));
   }
   const absl::StatusOr<Lease> lease = core.tiers.Pin(*keys, ttl, patience);
-  if (!lease.ok()) return lease.status();
-  // What is leased stays: there is no moment at which a foreign segment can come.
+  // Memory knows now of all up to the first key that is not stored, and of all if they are leased.
+  // Whatever the answer was: the first that the caller does not see is the one that is named.
   for (const BlockKey& key : *keys) {
-    if (!view.IsForeign(key)) continue;
-    core.store.Release(lease->id).IgnoreError();
+    if (view.Sees(key)) continue;
+    if (lease.ok()) core.store.Release(lease->id).IgnoreError();
     return absl::NotFoundError(absl::StrCat("segment ", key.ToHex(), " is not stored"));
   }
+  if (!lease.ok()) return lease.status();
   if (absl::Status over = patience.Check(); !over.ok()) {
     core.store.Release(lease->id).IgnoreError();  // nobody would
     return over;

@@ -60,6 +60,7 @@ std::vector<prometheus::MetricFamily> Collect(const ServiceCore& core) {
   gauge("calls", "Calls of the store in progress.", gate.calls);
   gauge("calls_working", "Of these, with a place to work.", gate.working);
   gauge("calls_waiting", "Of these, waiting for one.", gate.waiting);
+  gauge("calls_outside", "Calls beyond --max-calls, waiting for room.", gate.outside);
   counter("calls_refused_busy_total", "Calls refused since they would have been served late.",
           static_cast<double>(gate.refused_busy));
   counter("calls_refused_many_total", "Calls refused beyond --max-calls.",

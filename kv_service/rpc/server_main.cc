@@ -128,7 +128,8 @@ absl::Status Serve(int argc, const char* const* argv) {
   options.reflection = flags.reflection;
   options.drain_deadline = absl::Seconds(flags.drain_seconds);
   options.max_receive_message_bytes = 16 << 20;
-  options.max_threads = flags.max_calls + flags.max_followers + kSpareThreads;
+  options.max_threads =
+      limits.max_calls + limits.max_outside() + limits.max_followers + kSpareThreads;
   options.on_drain = [&] { events.Drain(); };
   const absl::Status served = RunServer(options, {&cache, &profiles, &admin, &events});
   if (!core.tiers.Drain(absl::Now() + options.drain_deadline)) {

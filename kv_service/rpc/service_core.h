@@ -43,6 +43,8 @@ struct ServiceLimits {
   int64_t event_log = int64_t{1} << 17;           // events that can be replayed
   absl::Duration sweep = absl::Seconds(1);        // how often what has expired is looked for
   int64_t removal_log = int64_t{1} << 16;         // removals that can be explained
+
+  int max_outside() const { return max_calls / 4; }  // that wait to be among max_calls
 };
 
 // Those limits that may change while the service runs.

@@ -1,6 +1,7 @@
 #include "kv_service/rpc/tenant_view.h"
 
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -29,9 +30,31 @@ absl::StatusOr<TenantView> TenantView::Of(ServiceCore& core,
   return TenantView(&core, core.access != nullptr, std::move(tenant));
 }
 
-bool TenantView::Owns(const BlockKey& key) const {
-  const auto segment = core_->tiers.Describe(std::span(&key, 1), absl::InfiniteFuture());
-  return segment[0].has_value() && !IsForeign(*segment[0]->context);
+absl::Status TenantView::KeepOwn(std::vector<BlockKey>& keys, const Patience& patience) const {
+  if (!restricted_) return absl::OkStatus();
+  std::vector<BlockKey> own;
+  std::vector<BlockKey> others;
+  for (const BlockKey& key : keys) (Sees(key) ? own : others).push_back(key);
+  for (const auto& tier : core_->tiers.tiers()) {
+    if (others.empty()) break;
+    const auto held = tier->Describe(others, patience);
+    if (!held.ok()) return held.status();
+    std::vector<BlockKey> rest;
+    for (size_t i = 0; i < others.size(); ++i) {
+      const std::optional<TierSegment>& segment = (*held)[i];
+      const bool is_own = segment.has_value() && !IsForeign(*segment->segment.context);
+      (is_own ? own : rest).push_back(others[i]);
+    }
+    others = std::move(rest);
+  }
+  keys = std::move(own);
+  return absl::OkStatus();
+}
+
+bool TenantView::Sees(const BlockKey& key) const {
+  if (!restricted_) return true;
+  const absl::StatusOr<SegmentSummary> segment = core_->store.Describe(key);
+  return segment.ok() && !IsForeign(*segment->context);
 }
 
 bool TenantView::IsForeign(const BlockKey& key) const {

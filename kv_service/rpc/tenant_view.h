@@ -6,8 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kv_service/core/block_key.h"
+#include "kv_service/core/patience.h"
 #include "kv_service/core/segment_reader.h"
 #include "kv_service/rpc/service_core.h"
 #include "proto/support/access_control.h"
@@ -30,8 +32,12 @@ class TenantView {
 
   const std::string& tenant() const { return tenant_; }
 
-  // Whether a segment of the caller is stored under `key`, in whatever condition.
-  bool Owns(const BlockKey& key) const;
+  // Leaves of `keys` those that a segment of the caller is stored under, in whatever condition;
+  // without tokens all, whatever is there. The status of a tier that does not tell in time: what
+  // cannot be seen may be anybody's. Tiers are asked of others' as of what is nowhere.
+  absl::Status KeepOwn(std::vector<BlockKey>& keys, const Patience& patience) const;
+  // Whether memory knows of one of the caller's; without tokens true, whatever is there.
+  bool Sees(const BlockKey& key) const;
   // Whether another tenant's is.
   bool IsForeign(const BlockKey& key) const;
   bool IsForeign(const NamespaceContext& context) const;

@@ -18,7 +18,11 @@ constexpr char kDropIfSame[] =
     "if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call('DEL',KEYS[1]) end return 0";
 constexpr char kReplaceIfSame[] =
     "if redis.call('GET',KEYS[1])==ARGV[1] then "
-    "redis.call('SET',KEYS[1],ARGV[2],'PX',ARGV[3]) return 1 end return 0";
+    "redis.call('SET',KEYS[1],ARGV[2],'KEEPTTL') return 1 end return 0";
+// Never shortens: it may be pinned for longer. 0 if it is gone.
+constexpr char kLengthen[] =
+    "local left=redis.call('PTTL',KEYS[1]) if left==-2 then return 0 end "
+    "if left>=0 and left<tonumber(ARGV[1]) then redis.call('PEXPIRE',KEYS[1],ARGV[1]) end return 1";
 
 RedisCommand Script(const char* script, const std::string& key, std::vector<std::string> values) {
   RedisCommand command;
@@ -120,8 +124,7 @@ void RedisRecords::Read(std::span<Reading> readings, const Patience& patience) {
   for (Reading& reading : readings) {
     for (int64_t i = 0; reading.status.ok() && i < reading.place.chunks(); ++i) {
       commands.push_back(
-          RedisCommand::Of({"GETEX", keys_.Chunk(reading.name, reading.place.generation, i), "PX",
-                            ChunkTtl(reading.place)}));
+          RedisCommand::Of({"GET", keys_.Chunk(reading.name, reading.place.generation, i)}));
       chunks.push_back({&reading, reading.place.BytesOf(i)});
       window += reading.place.BytesOf(i);
       if (window >= kWindowBytes) flush();
@@ -130,9 +133,7 @@ void RedisRecords::Read(std::span<Reading> readings, const Patience& patience) {
   }
   flush();
   for (const Reading& reading : readings) {
-    if (!reading.status.ok()) continue;
-    commands.push_back(
-        RedisCommand::Of({"PEXPIRE", keys_.Manifest(reading.name), Ttl(reading.place)}));
+    if (reading.status.ok()) AddLengthen(reading.name, reading.place, {}, commands);
   }
   client_->Run(commands, patience.deadline());  // if it fails, it lives as long as it would have
 }
@@ -267,11 +268,7 @@ absl::StatusOr<bool> RedisRecords::Refresh(const RedisRecordName& name,
                                            const RedisRecordPlace& place, absl::Time deadline,
                                            absl::Duration at_least) {
   std::vector<RedisCommand> commands;
-  for (int64_t i = 0; i < place.chunks(); ++i) {
-    commands.push_back(RedisCommand::Of(
-        {"PEXPIRE", keys_.Chunk(name, place.generation, i), ChunkTtl(place, at_least)}));
-  }
-  commands.push_back(RedisCommand::Of({"PEXPIRE", keys_.Manifest(name), Ttl(place, at_least)}));
+  AddLengthen(name, place, at_least, commands);
   for (const auto& reply : client_->Run(commands, deadline)) {
     if (!reply.ok()) return reply.status();
     if (reply->integer != 1) return false;
@@ -286,7 +283,7 @@ absl::Status RedisRecords::Redescribe(const RedisRecordName& name, const Stored&
   place.expires = expires;
   const std::string manifest = EncodeRedisManifest({place, description});
   const auto replaced = client_->RunOne(
-      Script(kReplaceIfSame, keys_.Manifest(name), {stored.raw, manifest, Ttl(place)}), deadline);
+      Script(kReplaceIfSame, keys_.Manifest(name), {stored.raw, manifest}), deadline);
   if (!replaced.ok() || replaced->integer != 1) return replaced.status();
   return Refresh(name, place, deadline).status();
 }
@@ -318,6 +315,15 @@ absl::Status RedisRecords::Delete(std::span<const RedisRecordName> names,
   if (absl::Status s = RunAll(deletes, deadline); !s.ok()) return s;
   client_->Run(unlinks, deadline);  // else they expire
   return absl::OkStatus();
+}
+
+void RedisRecords::AddLengthen(const RedisRecordName& name, const RedisRecordPlace& place,
+                               absl::Duration at_least, std::vector<RedisCommand>& commands) const {
+  for (int64_t i = 0; i < place.chunks(); ++i) {
+    commands.push_back(
+        Script(kLengthen, keys_.Chunk(name, place.generation, i), {ChunkTtl(place, at_least)}));
+  }
+  commands.push_back(Script(kLengthen, keys_.Manifest(name), {Ttl(place, at_least)}));
 }
 
 void RedisRecords::AddUnlinks(const RedisRecordName& name, const RedisRecordPlace& place,

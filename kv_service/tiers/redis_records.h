@@ -67,8 +67,8 @@ class RedisRecords {
   // time.
   absl::Status Write(std::span<const Writing> writings, const Patience& patience);
 
-  // Makes a record live as if it was new, for `at_least` at least, but not beyond its expiry. False
-  // if part of it is gone.
+  // Makes a record live as long as if it was new, and for `at_least`, but not beyond its expiry;
+  // never shorter than it would. False if part of it is gone.
   absl::StatusOr<bool> Refresh(const RedisRecordName& name, const RedisRecordPlace& place,
                                absl::Time deadline, absl::Duration at_least = absl::ZeroDuration());
 
@@ -91,6 +91,8 @@ class RedisRecords {
 
   absl::Status WriteChunks(std::span<const Publication> publications, const Patience& patience);
   absl::Status Settle(const Publication& publication, absl::Time deadline);
+  void AddLengthen(const RedisRecordName& name, const RedisRecordPlace& place,
+                   absl::Duration at_least, std::vector<RedisCommand>& commands) const;
   void AddUnlinks(const RedisRecordName& name, const RedisRecordPlace& place,
                   std::vector<RedisCommand>& commands) const;
   absl::Status RunAll(std::span<const RedisCommand> commands, absl::Time deadline);

@@ -38,12 +38,14 @@ SlowReaders::SlowReaders(const std::string& server, int count, absl::Duration pa
     : pause_(pause) {
   const v1::GetSegmentsRequest request = PutWhatIsRead(server);
   for (int i = 0; i < count; ++i) {
-    threads_.emplace_back([this, server, request] {
+    // Not all in the same millisecond: they stand for clients that know nothing of each other.
+    threads_.emplace_back([this, server, request, first = pause * i / count] {
       // A connection each: what is not read on one of them holds up no other.
       grpc::ChannelArguments own;
       own.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
       const auto stub = v1::KvCacheService::NewStub(
           grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), own));
+      Pause(first);
       while (!stopping_) Read(*stub, request);
     });
   }
@@ -63,6 +65,14 @@ std::string SlowReaders::not_retryable() const {
   return not_retryable_;
 }
 
+void SlowReaders::Pause(absl::Duration pause) const {
+  const absl::Time end = absl::Now() + pause;
+  for (absl::Duration left = pause; left > absl::ZeroDuration() && !stopping_;) {
+    absl::SleepFor(std::min(left, absl::Milliseconds(20)));
+    left = end - absl::Now();
+  }
+}
+
 void SlowReaders::Read(v1::KvCacheService::Stub& stub, const v1::GetSegmentsRequest& request) {
   grpc::ClientContext context;
   {
@@ -74,9 +84,7 @@ void SlowReaders::Read(v1::KvCacheService::Stub& stub, const v1::GetSegmentsRequ
   v1::GetSegmentsResponse response;
   while (reader->Read(&response)) {
     bytes_read_ += static_cast<int64_t>(response.ByteSizeLong());
-    for (const absl::Time next = absl::Now() + pause_; absl::Now() < next && !stopping_;) {
-      absl::SleepFor(std::min(pause_, absl::Milliseconds(20)));
-    }
+    Pause(pause_);
   }
   const absl::Status status = FromGrpc(reader->Finish());
   std::lock_guard<std::mutex> lock(mutex_);

@@ -14,7 +14,8 @@
 namespace fourierkv {
 
 // Puts sequences of its own and then fetches them all in one call, `count` times at once, reading a
-// message of up to 1 MiB every `pause`; again when all has come. From construction to destruction.
+// message of up to 1 MiB every `pause`, each at a moment of its own; again when all has come. From
+// construction to destruction.
 class SlowReaders {
  public:
   // Aborts the program if there is no server.
@@ -28,6 +29,7 @@ class SlowReaders {
   std::string not_retryable() const;
 
  private:
+  void Pause(absl::Duration pause) const;  // or until they stop
   void Read(v1::KvCacheService::Stub& stub, const v1::GetSegmentsRequest& request);
 
   const absl::Duration pause_;

@@ -1,8 +1,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+#include <string>
+
 #include "core_fixtures.h"
 #include "kv_service/core/segment_store.h"
+#include "kv_service/core/tenant_salt.h"
 
 namespace fourierkv {
 namespace {
@@ -100,26 +104,63 @@ TEST_F(LeaseTest, BadRequestsLeaseNothing) {
   EXPECT_EQ(f_.store.Describe(keys_[0])->holds, 0);
 }
 
-TEST_F(LeaseTest, TheirNumberIsBounded) {
-  const std::vector<BlockKey> one = {keys_[0]};
-  for (int64_t i = 0; i < kMaxLeases; ++i) {
-    ASSERT_TRUE(f_.store.AcquireLease(one, absl::Seconds(1)).ok());
+// Of tenants with a segment each.
+class LeaseShareTest : public LeaseTest {
+ protected:
+  // Until it is refused.
+  int64_t LeaseAll(const std::string& tenant, size_t keys = 1) {
+    const BlockKey key = KeyOf(tenant);
+    for (int64_t count = 0;; ++count) {
+      const absl::Status status =
+          f_.store.AcquireLease(std::vector<BlockKey>(keys, key), absl::Seconds(10)).status();
+      if (status.ok()) continue;
+      EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+      return count;
+    }
   }
-  EXPECT_EQ(f_.store.AcquireLease(one, absl::Seconds(1)).status().code(),
-            absl::StatusCode::kResourceExhausted);
-  f_.now += absl::Seconds(1);
-  EXPECT_TRUE(f_.store.AcquireLease(one, absl::Seconds(1)).ok());
+  BlockKey KeyOf(const std::string& tenant) {
+    auto& chain = chains_[tenant];
+    if (chain.empty()) {
+      chain = MakeChain(SmallContext(true, *MakeTenantSalt(tenant, "")), RandomTokens(rng_, kS));
+      EXPECT_TRUE(f_.Commit(chain, true, false).ok());
+    }
+    return chain.front().key;
+  }
+
+  std::map<std::string, std::vector<StoredSegment>> chains_;
+};
+
+TEST_F(LeaseShareTest, HoweverManyLeasesATenantHoldsOthersGetSome) {
+  EXPECT_EQ(LeaseAll("greedy"), kMaxLeases * 7 / 8);
+  EXPECT_EQ(LeaseAll("next"), kMaxLeases / 8 * 7 / 8);
+  EXPECT_GT(LeaseAll("modest"), 100);
+  EXPECT_EQ(LeaseAll("greedy"), 0);
+  // Whoever has as many gets none by a match, either, as where there are none left.
+  const auto match = f_.store.Match(std::vector{KeyOf("greedy")}, std::nullopt, absl::Seconds(10));
+  EXPECT_EQ(match.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(f_.store.Match(std::vector{KeyOf("greedy")}).ok());
 }
 
-TEST_F(LeaseTest, TheKeysOfAllLeasesTogetherAreBounded) {
-  const std::vector<BlockKey> many(kMaxLeaseKeys, keys_[0]);
-  for (int64_t i = 0; i < kMaxLeasedKeys / kMaxLeaseKeys; ++i) {
-    ASSERT_TRUE(f_.store.AcquireLease(many, absl::Seconds(1)).ok());
-  }
-  const auto refused = f_.store.AcquireLease(std::span(keys_).first(1), absl::Seconds(1));
-  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
-  f_.now += absl::Seconds(1);
-  EXPECT_TRUE(f_.store.AcquireLease(keys_, absl::Seconds(1)).ok());
+TEST_F(LeaseShareTest, HoweverManyKeysATenantLeasesOthersGetSome) {
+  EXPECT_EQ(LeaseAll("greedy", kMaxLeaseKeys), kMaxLeasedKeys / kMaxLeaseKeys * 7 / 8);
+  EXPECT_GT(LeaseAll("modest", kMaxLeaseKeys / 2), 8);
+  EXPECT_EQ(LeaseAll("greedy", kMaxLeaseKeys), 0);
+  EXPECT_TRUE(f_.store.AcquireLease(keys_, absl::Seconds(10)).ok());
+}
+
+TEST_F(LeaseShareTest, WhatEndsIsGivenBackToItsTenant) {
+  const auto released = f_.store.AcquireLease(std::vector{KeyOf("a")}, absl::Seconds(10));
+  ASSERT_TRUE(released.ok());
+  const int64_t share = LeaseAll("a");
+  ASSERT_TRUE(f_.store.Release(released->id).ok());
+  EXPECT_EQ(LeaseAll("a"), 1);
+  f_.now += absl::Seconds(10);
+  EXPECT_EQ(LeaseAll("b"), share + 1) << "those of a have ended";
+  f_.now += absl::Seconds(10);
+  EXPECT_EQ(LeaseAll("a", 2), share + 1);
+  f_.now += absl::Seconds(10);
+  f_.store.Evict(kEverything);
+  EXPECT_EQ(f_.store.Stats().segments, 0);
 }
 
 TEST_F(LeaseTest, APinHoldsUntilItIsDestroyed) {

@@ -110,7 +110,9 @@ class Callers {
   // Calls that wait or were decided, of all.
   int Came() const {
     const auto decided = [](const auto& caller) { return caller->decided.load(); };
-    return static_cast<int>(std::ranges::count_if(callers_, decided)) + gate_->stats().waiting;
+    const WorkGate::Stats stats = gate_->stats();
+    return static_cast<int>(std::ranges::count_if(callers_, decided)) + stats.waiting +
+           stats.outside;
   }
   static bool HasFailure() { return testing::Test::HasFatalFailure(); }
   struct Caller {
@@ -342,6 +344,130 @@ TEST(WorkGateTest, WhoHasMostCallsMakesRoomForOthers) {
   EXPECT_EQ(gate.stats().refused_calls, 4);
   EXPECT_EQ(gate.stats().waiting, 4);
   EXPECT_THAT(callers.LeaveInTurn(5), testing::UnorderedElementsAre("g0", "g1", "s4", "t6", "t7"));
+}
+
+// Calls that have begun cannot make room: it is kept.
+TEST(WorkGateTest, HoweverManyCallsOthersKeepOpenThereIsRoomForWhoHasFew) {
+  Clock clock;
+  WorkGate::Options options = OnePlace(clock);
+  options.places = options.max_calls = 64;
+  WorkGate gate(options);
+  std::vector<std::unique_ptr<WorkGate::Call>> open;
+  const auto open_most = [&](const std::string& client) {
+    for (int count = 0;; ++count) {
+      auto call = std::make_unique<WorkGate::Call>(&gate, client, absl::InfiniteFuture());
+      if (!call->status().ok()) {
+        EXPECT_EQ(call->status().code(), StatusCode::kResourceExhausted);
+        EXPECT_THAT(std::string(call->status().message()), HasSubstr("--max-calls"));
+        return count;
+      }
+      open.push_back(std::move(call));
+    }
+  };
+  EXPECT_EQ(open_most("greedy"), 56) << "seven eighths";
+  EXPECT_EQ(open_most("next"), 7) << "seven eighths of what it left";
+  EXPECT_EQ(open_most("last"), 1);
+  EXPECT_EQ(open_most("too late"), 0);
+  open.clear();
+  // Many who take turns to come leave something, too.
+  bool came = true;
+  while (came) {
+    came = false;
+    for (int client = 0; client < 7; ++client) {
+      auto call =
+          std::make_unique<WorkGate::Call>(&gate, absl::StrCat(client), absl::InfiniteFuture());
+      if (!call->status().ok()) continue;
+      open.push_back(std::move(call));
+      came = true;
+    }
+  }
+  EXPECT_EQ(gate.stats().calls, 63);
+  EXPECT_TRUE(WorkGate::Call(&gate, "new", absl::InfiniteFuture()).status().ok());
+}
+
+TEST(WorkGateTest, BeyondItsShareAClientGetsOnlyWhatOthersHaveMore) {
+  Clock clock;
+  WorkGate::Options options = OnePlace(clock);
+  options.max_calls = 64;
+  WorkGate gate(options);
+  Callers callers(&gate);
+  for (int i = 0; i < 56; ++i) callers.Come("greedy", absl::StrCat("g", i));
+  callers.Come("greedy", "refused");
+  EXPECT_EQ(callers.StatusOf(56).code(), StatusCode::kResourceExhausted);
+  for (int i = 0; i < 7; ++i) callers.Come("modest", absl::StrCat("m", i));
+  EXPECT_TRUE(callers.Waits(55));
+  callers.Come("modest", "m7");  // the last place is not for whoever has so many
+  EXPECT_EQ(callers.StatusOf(55).code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(gate.stats().calls, 63);
+}
+
+TEST(WorkGateTest, ACallTooManyWaitsOutsideForSomebodyToLeave) {
+  Clock clock;
+  WorkGate::Options options = OnePlace(clock);
+  options.max_calls = options.max_outside = 2;
+  WorkGate gate(options);
+  Callers callers(&gate);
+  callers.Come("a", "works");
+  callers.Come("b", "waits");
+  callers.Come("c", "outside");
+  callers.Come("d", "behind");
+  EXPECT_TRUE(callers.Waits(2));
+  EXPECT_TRUE(callers.Waits(3));
+  EXPECT_EQ(gate.stats().calls, 2);
+  EXPECT_EQ(gate.stats().outside, 2);
+  callers.Come("e", "refused");
+  EXPECT_EQ(callers.StatusOf(4).code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(callers.StatusOf(4).message()), HasSubstr("--max-calls"));
+  EXPECT_THAT(callers.LeaveInTurn(4),
+              testing::UnorderedElementsAre("works", "waits", "outside", "behind"));
+  EXPECT_EQ(gate.stats().outside, 0);
+  EXPECT_EQ(gate.stats().refused_calls, 1);
+}
+
+TEST(WorkGateTest, NobodyWaitsOutsideForLong) {
+  Clock clock;
+  WorkGate::Options options = OnePlace(clock);
+  options.max_calls = 1;
+  options.max_outside = 64;
+  WorkGate gate(options);
+  Callers callers(&gate);
+  callers.Come("client", "works");
+  callers.Come("client", "outside");
+  const auto end = std::make_shared<CallEnd>();
+  callers.Come("client", "cancelled", Patience(absl::InfiniteFuture(), end));
+  end->Come(absl::Now());
+  EXPECT_EQ(callers.StatusOf(2).code(), StatusCode::kCancelled);
+  callers.Come("client", "in a hurry", absl::Now() + absl::Milliseconds(1));
+  EXPECT_FALSE(callers.StatusOf(3).ok());
+  clock.Advance(absl::Seconds(59));
+  absl::SleepFor(absl::Milliseconds(50));
+  EXPECT_TRUE(callers.Waits(1));
+  clock.Advance(absl::Seconds(1));
+  EXPECT_EQ(callers.StatusOf(1).code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(callers.StatusOf(1).message()), HasSubstr("--max-calls"));
+  EXPECT_EQ(gate.stats().calls, 1);
+  EXPECT_EQ(gate.stats().outside, 0);
+}
+
+TEST(WorkGateTest, WhoHasFewCallsIsNotKeptOutsideByWhoHasMany) {
+  Clock clock;
+  WorkGate::Options options = OnePlace(clock);
+  options.max_calls = options.max_outside = 16;
+  WorkGate gate(options);
+  Callers callers(&gate);
+  for (int i = 0; i < 28; ++i) callers.Come("greedy", absl::StrCat("g", i));
+  EXPECT_EQ(gate.stats().calls, 14) << "seven eighths";
+  EXPECT_EQ(gate.stats().outside, 14) << "likewise";
+  callers.Come("greedy", "refused");
+  EXPECT_EQ(callers.StatusOf(28).code(), StatusCode::kResourceExhausted);
+  callers.Come("modest", "m1");
+  EXPECT_EQ(gate.stats().calls, 15);
+  clock.Advance(absl::Seconds(1));  // which g0 used
+  callers.Leave("g0");
+  Await([&] { return callers.begun().size() == 2; });
+  EXPECT_EQ(callers.begun().back(), "m1");
+  callers.Leave("m1");
+  EXPECT_EQ(callers.LeaveInTurn(29).size(), 29);
 }
 
 TEST(WorkGateTest, WhoIsStuckLendsItsPlaceAndWaitsForItsTurnAfterwards) {

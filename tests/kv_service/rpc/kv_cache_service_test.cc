@@ -3,9 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <random>
+#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -14,6 +18,7 @@
 #include "compute/base/bfloat16.h"
 #include "compute/codec/reference_codec.h"
 #include "proto/support/convert.h"
+#include "slow_tier.h"
 #include "tests/kv_service/rpc/service_fixture.h"
 
 namespace fourierkv {
@@ -412,6 +417,35 @@ TEST_F(KvCacheServiceTest, DeleteTakesEverythingBehindAndGivesTheMemoryBack) {
   ASSERT_TRUE(service_.client().Delete({keys[0]}, Soon()).ok());
   EXPECT_EQ(service_.UsedBytes(), empty);
   EXPECT_EQ(service_.client().Delete({}, Soon())->removed_segments(), 0);
+}
+
+// A tier that does not tell what it has while it is mute.
+class MuteTier : public SlowTier {
+ public:
+  MuteTier() : SlowTier(absl::ZeroDuration()) {}
+  absl::StatusOr<std::vector<std::optional<TierSegment>>> Describe(
+      std::span<const BlockKey> keys, const Patience& patience) override {
+    if (mute) return absl::UnavailableError("mute");
+    return SlowTier::Describe(keys, patience);
+  }
+  std::atomic<bool> mute{false};
+};
+
+TEST_F(KvCacheServiceTest, WhatWasAnsweredAsDeletedIsAlsoGoneFromATierThatDidNotTellOfIt) {
+  const auto tier = std::make_shared<MuteTier>();
+  service_.core().tiers.AddTier(tier);
+  const Sequence sequence(16, 2 * kS);
+  v1::PutHeader header = MakePutHeader(ns_, sequence);
+  header.set_durability(v1::DURABILITY_DISK);
+  MustPut(header, sequence);
+  while (service_.core().store.Evict(int64_t{1} << 40) > 0) continue;
+  const Digest first = *Digest::FromRaw(KeysOf(ns_, sequence)[0], "key");
+  ASSERT_THAT(*service_.client().Exists({first}, Soon()), ElementsAre(true));
+  tier->mute = true;
+  const auto removed = service_.client().Delete({first}, Soon());
+  tier->mute = false;
+  ASSERT_TRUE(removed.ok()) << removed.status();
+  EXPECT_THAT(*service_.client().Exists({first}, Soon()), ElementsAre(false));
 }
 
 // What belongs to another namespace looks exactly like what is not there.

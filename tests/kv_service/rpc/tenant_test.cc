@@ -241,6 +241,54 @@ TEST_F(ForeignKeyTest, ToOthersItIsAsIfItWereNotStored) {
   EXPECT_EQ(continues(keys_[0]), continues(missing[0]));
 }
 
+TEST_F(ForeignKeyTest, APinOfSeveralKeysNamesTheFirstThatIsForeignOrMissing) {
+  Digest missing = keys_[1];
+  missing.bytes[0] ^= 1;
+  const Sequence own(2, kS);
+  auto put = b_->Put(MakePutHeader(ns_, own), Soon());
+  ASSERT_TRUE(put.ok()) << put.status();
+  const Digest mine = (*put)->keys().front();
+  put->reset();
+  ASSERT_TRUE(PutSequence(*b_, MakePutHeader(ns_, own), own).ok());
+  const auto expect_named = [&](const std::vector<Digest>& keys, const Digest& named) {
+    const absl::Status status = b_->Pin(keys, absl::Seconds(60), Soon()).status();
+    EXPECT_EQ(status.code(), StatusCode::kNotFound) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(named.ToHex()));
+    EXPECT_EQ(Leases(), 0);
+  };
+  expect_named({keys_[0], missing}, keys_[0]);
+  expect_named({missing, keys_[0]}, missing);
+  expect_named({mine, keys_[1], keys_[0]}, keys_[1]);
+  expect_named({mine, missing, keys_[0]}, missing);
+  EXPECT_TRUE(b_->Pin({mine}, absl::Seconds(60), Soon()).ok());
+}
+
+TEST_F(ForeignKeyTest, WhatOnlyATierHoldsIsHiddenTooAndDeletedByItsOwner) {
+  const auto restart = [&] {
+    server_.reset();
+    server_ = std::make_unique<SecureServer>(
+        std::vector<std::string>{"--auth-keys", files_.Path("keys"), "--auth-audience",
+                                 kTestAudience, "--disk-path", files_.Path("disk")});
+    a_ = ClientOf("a");
+    b_ = ClientOf("b");
+  };
+  restart();
+  v1::PutHeader header = MakePutHeader(ns_, sequence_);
+  header.set_durability(v1::DURABILITY_DISK);
+  ASSERT_TRUE(PutSequence(*a_, header, sequence_).ok());
+  restart();
+  Digest missing = keys_[1];
+  missing.bytes[0] ^= 1;
+  const absl::Status pinned = b_->Pin({keys_[0], missing}, absl::Seconds(60), Soon()).status();
+  EXPECT_THAT(std::string(pinned.message()), HasSubstr(keys_[0].ToHex()));
+  restart();
+  EXPECT_EQ(b_->Delete(keys_, Soon())->removed_segments(), 0);
+  EXPECT_EQ(*b_->Exists(keys_, Soon()), std::vector<bool>({false, false}));
+  EXPECT_EQ(*a_->Exists(keys_, Soon()), std::vector<bool>({true, true}));
+  EXPECT_TRUE(a_->Delete({keys_[1], missing}, Soon()).ok());
+  EXPECT_EQ(*a_->Exists(keys_, Soon()), std::vector<bool>({true, false}));
+}
+
 TEST_F(ForeignKeyTest, LeasesOfOthersCannotBeReleased) {
   const auto match = a_->MatchPrefix(MatchByTokens(), Soon());
   ASSERT_TRUE(match.ok()) << match.status();

@@ -197,6 +197,35 @@ TEST_F(RedisTierTest, EverythingButProfilesExpiresAndUseMakesItLiveLonger) {
   EXPECT_TRUE(Eventually([&] { return shortest() > absl::Hours(99); })) << "though just used";
 }
 
+TEST_F(RedisTierTest, WhatIsPinnedForLongerLivesThatLongWhoeverUsesIt) {
+  ASSERT_TRUE(tier().Store(chain_, SoonEnough()).ok());
+  const auto shortest = [&] {
+    int64_t least = INT64_MAX;
+    for (const std::string& key : RedisKeysLike("fourierkv:{*")) {
+      least = std::min(least, server_->Do({"PTTL", key}).integer);
+    }
+    return absl::Milliseconds(least);
+  };
+  tier().Touch(KeysOfChain(chain_), absl::Now() + absl::Hours(100));
+  ASSERT_TRUE(Eventually([&] { return shortest() > absl::Hours(99); }));
+  const auto other = NewReplica();  // which does not know of it
+  ASSERT_TRUE(other->HoldsAll(chain_));
+  EXPECT_GT(shortest(), absl::Hours(99)) << "loaded";
+  ASSERT_TRUE(other->tier().Store(chain_, SoonEnough()).ok());
+  EXPECT_GT(shortest(), absl::Hours(99)) << "stored again";
+  for (StoredSegment& segment : chain_) segment.error_bound = 0.125f;
+  ASSERT_TRUE(other->tier().Store(chain_, SoonEnough()).ok());
+  EXPECT_GT(shortest(), absl::Hours(99)) << "described anew";
+  // By another's touch, which is done when one that lengthens, asked for after it, is.
+  other->tier().Touch(KeysOfChain(chain_), absl::InfinitePast());
+  other->tier().Touch(std::span(&chain_[0].key, 1), absl::Now() + absl::Hours(200));
+  EXPECT_TRUE(Eventually([&] {
+    const std::string manifest = absl::StrCat("fourierkv:{", chain_[0].key.ToHex(), "}:exact");
+    return server_->Do({"PTTL", manifest}).integer > absl::ToInt64Milliseconds(absl::Hours(199));
+  }));
+  EXPECT_GT(shortest(), absl::Hours(99)) << "touched";
+}
+
 using RedisExpiryTest = RedisTierTest;
 
 TEST_F(RedisExpiryTest, WhatHasATimeLivesNoLongerHoweverMuchItIsUsed) {
@@ -354,9 +383,9 @@ TEST(RedisTierAclTest, TheDocumentedRightsAreEnough) {
   FOURIERKV_NEEDS_REDIS_SERVER();
   const RedisServer server(
       false,
-      {"--user",  "cache",  "on",       ">word",  "~fourierkv:*", "+get",           "+set",
-       "+psetex", "+getex", "+pexpire", "+del",   "+unlink",      "+eval",          "+wait",
-       "+hget",   "+hset",  "+hdel",    "+hkeys", "+hexists",     "+cluster|slots", "+asking"});
+      {"--user",  "cache", "on",       ">word",  "~fourierkv:*", "+get",           "+set",
+       "+psetex", "+pttl", "+pexpire", "+del",   "+unlink",      "+eval",          "+wait",
+       "+hget",   "+hset", "+hdel",    "+hkeys", "+hexists",     "+cluster|slots", "+asking"});
   RedisClientOptions options = TestClientOptions({server.address()}, false);
   options.connection.username = "cache";
   options.connection.password = [] { return std::string("word"); };
