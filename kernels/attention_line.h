@@ -54,13 +54,12 @@ class AttentionLine {
     if (total_ == 0) return;
     stretches_ = CountStretches();
     const int workers = WorkersOfBlock(shape);
-    processors_ = Least(shape.processors, (stretches_ + workers - 1) / workers);
-    const int most = (stretches_ + processors_ - 1) / processors_;
-    blocks_ = (most + workers - 1) / workers;
+    own_ = (stretches_ + shape.processors - 1) / shape.processors;
+    if (own_ < workers) own_ = workers;
+    blocks_ = (own_ + workers - 1) / workers;
     const int64_t groups = static_cast<int64_t>(shape.batch) * groups_;
-    favour_ = shape.worker_warps == 1 && blocks_ == 3 && most % 3 == 0 &&
-              stretches_ % processors_ == 0 &&
-              (stretches_ % groups != 0 || stretches_ / groups % 3 == 0) &&
+    favour_ = shape.worker_warps == 1 && (blocks_ == 2 || blocks_ == 3) && own_ % blocks_ == 0 &&
+              (stretches_ % groups != 0 || stretches_ / groups % blocks_ == 0) &&
               total_ >= 8 * stretches_ * LargestCost();
   }
 
@@ -126,21 +125,20 @@ class AttentionLine {
     const int block = worker / workers;
     const int processor = block % shape_.processors;
     const int turn = block / shape_.processors;
-    if (turn >= blocks_ || processor >= processors_) return -1;
+    if (turn >= blocks_) return -1;
     const int stretch = FirstOf(processor) + worker % workers * blocks_ + turn;
     return stretch < FirstOf(processor + 1) ? stretch : -1;
   }
   // The first stretch of a multiprocessor, and which has a stretch.
   FOURIERKV_HOST_DEVICE int FirstOf(int processor) const {
-    return stretches_ * processor / processors_;
+    return Least(own_ * processor, stretches_);
   }
-  FOURIERKV_HOST_DEVICE int ProcessorOf(int stretch) const {
-    return ((stretch + 1) * processors_ - 1) / stretches_;
-  }
+  FOURIERKV_HOST_DEVICE int ProcessorOf(int stretch) const { return stretch / own_; }
 
-  // The lengths of all stretches before one, in 64ths of a usual one: 65, 65 and 62 in turn.
+  // The lengths of all stretches before one, in 64ths of a usual one: 65 and 63, or 65, 65 and 62,
+  // in turn.
   FOURIERKV_HOST_DEVICE int64_t Lengths(int stretch) const {
-    return 64 * stretch + (favour_ ? stretch % 3 : 0);
+    return 64 * stretch + (favour_ ? stretch % blocks_ : 0);
   }
   // Where a stretch begins.
   FOURIERKV_HOST_DEVICE int64_t Start(int stretch) const {
@@ -328,9 +326,9 @@ class AttentionLine {
   const int32_t groups_;  // of a sequence
   int64_t total_;
   int32_t stretches_ = 0;
-  int32_t processors_ = 0;  // that have some
-  int32_t blocks_ = 0;      // of each that have some
-  bool favour_ = false;     // whether the first of these have more
+  int32_t own_ = 0;      // stretches of a multiprocessor; the last ones may have fewer
+  int32_t blocks_ = 0;   // of it that have some
+  bool favour_ = false;  // whether the first of these have more
 };
 
 }  // namespace fourierkv::kernels
