@@ -245,6 +245,35 @@ bool MakeUniform(const PartView& part, int head, int* bits, UniformPart* uniform
   return true;
 }
 
+// The order of a uniform head's queries (attention_program.h), if residents have `bits`.
+std::vector<int16_t> QueryOrder(const PartView& part, int head, const UniformPart& uniform,
+                                int bits) {
+  const uint16_t* const ids = part.channels + part.bands[part.head_bands[head]].channels;
+  const uint16_t* const resident_ids =
+      part.channels + part.bands[part.head_bands[head + 1] - 1].channels;
+  std::vector<int16_t> order;
+  const int groups = bits == 16 ? uniform.chunks : (uniform.chunks + 1) / 2;
+  for (int g = 0; g < groups; ++g) {
+    for (int i = 0; i < 32; ++i) {
+      const int chunk = bits == 16 ? g : 2 * g + i / 16;
+      const int channel = kChunk * chunk + i % 16;
+      order.push_back(channel < uniform.channels ? static_cast<int16_t>(ids[channel])
+                                                 : int16_t{-1});
+    }
+  }
+  for (int n = 0; n < uniform.resident_chunks; ++n) {
+    for (int i = 0; i < 32; ++i) {
+      const int own = kChunk * n + 4 * (i / 4 % 4);
+      // Lanes whose four channels would not all be there take the last four (FirstResident).
+      const int channel = std::max(std::min(own, uniform.residents - 4), 0) + i % 4;
+      order.push_back(channel >= own && channel < uniform.residents
+                          ? static_cast<int16_t>(resident_ids[channel])
+                          : int16_t{-1});
+    }
+  }
+  return order;
+}
+
 uint32_t AppendRotation(const PartView& part, int head, bool transposed,
                         std::vector<uint8_t>* buffer) {
   if (part.rotations == nullptr || part.rotations[head] == nullptr) return 0;
@@ -303,6 +332,29 @@ void SetUniform(int bits, const int (&residents)[2], AttentionPlanView* view) {
   if (bytes <= 24 * 1024) view->uniform_bits = bits;
 }
 
+// Orders of all uniform heads' queries, and what these and outputs need.
+void AppendOrders(const PartView& k, const std::vector<HeadProgram>& headers,
+                  std::vector<uint8_t>* buffer, AttentionPlanView* view) {
+  const int bits = view->uniform_bits;
+  std::vector<std::vector<int16_t>> orders;
+  size_t longest = 0;
+  for (size_t head = 0; head < headers.size(); ++head) {
+    const UniformPart& v = headers[head].uniform_v;
+    orders.push_back(QueryOrder(k, static_cast<int>(head), headers[head].uniform_k, bits));
+    longest = std::max(longest, orders.back().size());
+    view->v_output_bytes = std::max<int32_t>(view->v_output_bytes,
+                                             512 * ((v.chunks + 1) / 2) + 256 * v.resident_chunks);
+  }
+  std::vector<int16_t> all;
+  for (std::vector<int16_t>& order : orders) {
+    order.resize(longest, -1);
+    all.insert(all.end(), order.begin(), order.end());
+  }
+  view->k_order = static_cast<int32_t>(Append(buffer, all.data(), all.size()));
+  view->k_order_bytes = static_cast<int32_t>(2 * longest);
+  view->k_query_bytes = static_cast<int32_t>(longest / 32) * (bits == 16 ? 256 : 512);
+}
+
 }  // namespace
 
 std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector<uint8_t>* buffer,
@@ -323,6 +375,7 @@ std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector
 
   buffer->resize(16);  // offset 0 stands for nothing
   std::vector<std::vector<uint8_t>> programs;
+  std::vector<HeadProgram> headers;
   int largest_m = 1;
   int64_t bytes = 0;
   bool uniform = true;
@@ -351,6 +404,7 @@ std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector
     view->k_rotated |= header.k_rotation != 0;
     view->v_rotated |= header.v_rotation != 0;
     programs.push_back(Assemble(parts[0], parts[1], header));
+    headers.push_back(header);
     view->program_bytes =
         std::max(view->program_bytes, static_cast<int32_t>(programs.back().size()));
     view->k_small_bytes = std::max(view->k_small_bytes, parts[0].small_bytes + kSmallSlack);
@@ -381,6 +435,7 @@ std::string BuildAttentionPlan(const PartView& k, const PartView& v, std::vector
   if (bits != 0) {
     const std::vector<float> factors = UniformWeightFactors(basis, bits);
     view->v_factors = static_cast<int32_t>(Append(buffer, factors.data(), factors.size()));
+    AppendOrders(k, headers, buffer, view);
   }
 
   // Bytes decide what a unit costs, but it has a floor: 1,400 instructions.

@@ -32,9 +32,13 @@ struct AttentionPlanView {
   int32_t uniform_bits;  // 4, 8 or 16: every head is as UniformPart says, of so many bits; 0: not
   int32_t k_uniform_bytes;  // of what a uniform part needs in shared memory
   int32_t v_uniform_bytes;
-  int32_t v_factors;  // offset of uniform heads' factors of the basis for weights: f32[8]
-  int32_t k_rotated;  // 1: some head's K is rotated; queries are then rotated by a launch of
-                      // their own
+  int32_t v_factors;       // offset of uniform heads' factors of the basis for weights: f32[8]
+  int32_t k_order;         // offset of uniform heads' orders of queries ...
+  int32_t k_order_bytes;   // ... so many bytes apart
+  int32_t k_query_bytes;   // that four heads' queries need in shared memory, and ...
+  int32_t v_output_bytes;  // ... their outputs; of uniform heads
+  int32_t k_rotated;       // 1: some head's K is rotated; queries are then rotated by a launch of
+                           // their own
   int32_t v_rotated;
   int32_t segment_cost;  // time that 256 compact tokens of a head take, against ...
   int32_t page_cost;     // ... a page of exact ones

@@ -74,6 +74,11 @@ struct UniformPart {
 };
 static_assert(sizeof(UniformPart) == 24);
 
+// Orders of queries of uniform heads: which channels of K a lane has. In a plan, for each head,
+// groups of i16[8 lanes][4], the same for every 8 lanes, which have one query head; -1: none. Of
+// coefficients a group is 32 channels, two chunks, which even and odd rows have (of 16 bits: 16
+// channels); of residents 16.
+
 // Which token of a unit of uniform heads is row `row` of tile `tile`, of 16 of 16 tokens: as lanes
 // find them in words of 4 bits, in bytes, and in halves.
 constexpr int UniformToken(int bits, int tile, int row) {

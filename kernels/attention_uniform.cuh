@@ -16,50 +16,47 @@
 
 namespace fourierkv::kernels {
 
-// Bytes of queries that four heads have in shared memory.
+// Groups of queries (attention_program.h), and the bytes that they are for four heads.
+template <int kBits>
+__device__ __forceinline__ int UniformQueryGroups(const UniformPart& k) {
+  return k.resident_chunks + (kBits == 16 ? k.chunks : (k.chunks + 1) / 2);
+}
 template <int kBits>
 __device__ __forceinline__ int UniformQueryBytes(const UniformPart& k) {
-  return kBits == 16 ? 256 * (k.chunks + k.resident_chunks)
-                     : 512 * ((k.chunks + 1) / 2 + k.resident_chunks);
+  return (kBits == 16 ? 256 : 512) * UniformQueryGroups<kBits>(k);
 }
 
 // Queries of four heads, as lanes need them. Bands of 4 and 8 bits: f32, for
 // coefficients [32 channels][lane]: four channels of chunk r % 2 of head r / 2; for residents
 // [chunk][lane]: four channels of head r / 2. Of 16 bits: pairs of bf16, [chunk][lane]: four
-// channels of head r / 2, their upper or lower parts. `query(channel)` gives those of head r / 2.
+// channels of head r / 2, their upper or lower parts. `order`: which channels these are
+// (attention_program.h); `query(channel)` gives those of head r / 2.
 template <int kBits, typename Query>
-__device__ __forceinline__ void ArrangeUniformQueries(uint8_t* to, const UniformPart& k,
-                                                      const int16_t* channels, Query query) {
-  const int lane = threadIdx.x & 31;
-  const int r = lane >> 2;
-  const int c = lane & 3;
-  const int pairs = kBits == 16 ? k.chunks : (k.chunks + 1) / 2;
-  for (int i = threadIdx.x; i < 32 * (pairs + k.resident_chunks); i += kAttentionThreads) {
-    const int group = i >> 5;
-    const bool resident = group >= pairs;
-    const int n = group - pairs;
-    const int chunk = resident ? k.chunks + n : kBits == 16 ? group : 2 * group + (r & 1);
-    // What a lane has beside its own four channels has no query.
-    const int first = resident ? FirstResident(k, n, lane) - kChunk * n : 4 * c;
-    float q[4];
+__device__ __forceinline__ void ArrangeUniformQueries(uint8_t* to, int groups, const short4* order,
+                                                      int lane, Query query) {
+  constexpr int kAtOnce = 4;
+#pragma unroll 1
+  for (int first = 0; first < groups; first += kAtOnce) {
+    short4 ids[kAtOnce];
 #pragma unroll
-    for (int x = 0; x < 4; ++x) {
-      const int slot = first + x;
-      // The table lists residents' channels by lanes, every fourth for each.
-      const int place = resident ? 4 * (slot & 3) + (slot >> 2) : slot;
-      const bool valid = slot >= 4 * c && (resident || chunk < k.chunks);
-      const int channel = valid ? channels[kChunk * chunk + place] : -1;
-      q[x] = channel >= 0 ? query(channel) : 0.0f;
+    for (int x = 0; x < kAtOnce; ++x) {
+      ids[x] = __ldg(order + 8 * min(first + x, groups - 1) + (lane & 7));
     }
-    if (kBits == 16) {
-      uint32_t parts[4];
 #pragma unroll
-      for (int x = 0; x < 4; ++x) parts[x] = SplitBf16(q[x]);
-      const int halves = (r & 1) == 0 ? 0x5410 : 0x7632;
-      reinterpret_cast<uint2*>(to)[i] = {__byte_perm(parts[0], parts[1], halves),
-                                         __byte_perm(parts[2], parts[3], halves)};
-    } else {
-      reinterpret_cast<float4*>(to)[i] = {q[0], q[1], q[2], q[3]};
+    for (int x = 0; x < kAtOnce; ++x) {
+      if (first + x >= groups) break;
+      const float q[4] = {query(ids[x].x), query(ids[x].y), query(ids[x].z), query(ids[x].w)};
+      const int i = 32 * (first + x) + lane;
+      if (kBits == 16) {
+        uint32_t parts[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) parts[k] = SplitBf16(q[k]);
+        const int halves = (lane & 4) == 0 ? 0x5410 : 0x7632;
+        reinterpret_cast<uint2*>(to)[i] = {__byte_perm(parts[0], parts[1], halves),
+                                           __byte_perm(parts[2], parts[3], halves)};
+      } else {
+        reinterpret_cast<float4*>(to)[i] = {q[0], q[1], q[2], q[3]};
+      }
     }
   }
 }

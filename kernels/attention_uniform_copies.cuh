@@ -16,7 +16,7 @@ class PartCopy {
   // `barrier`: 8 bytes of shared memory for this alone, which Prepare was called for.
   __device__ __forceinline__ PartCopy(uint32_t to, uint32_t barrier) : to_(to), barrier_(barrier) {}
 
-  // Once, by one thread, before __syncthreads.
+  // Once, by one lane, before __syncwarp.
   static __device__ __forceinline__ void Prepare(uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
@@ -83,6 +83,17 @@ class PartCopy {
   const uint32_t barrier_;
   uint32_t parity_ = 0;
 };
+
+// Asks for 128 bytes that are needed soon.
+__device__ __forceinline__ void Prefetch(const void* at) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+
+// What is copied of a part.
+template <int kBits>
+__device__ __forceinline__ int UniformBytes(const UniformPart& part) {
+  return part.small_bytes + part.residents * (kUnitTokens * kBits / 8);
+}
 
 // A pointer from a table that does not change.
 __device__ __forceinline__ const uint8_t* LoadPointer(const uint8_t* const* at) {

@@ -3,12 +3,24 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/attention_program.h"
 
 namespace fourierkv::kernels {
 
 inline constexpr int kTileHeads = 4;  // heads that are worked on at once
+
+// A part as it stands in a plan.
+__device__ __forceinline__ UniformPart LoadPart(const UniformPart* from) {
+  UniformPart part;
+  const auto* const words = reinterpret_cast<const unsigned long long*>(from);
+  unsigned long long loaded[3];
+#pragma unroll
+  for (int i = 0; i < 3; ++i) loaded[i] = __ldg(words + i);
+  memcpy(&part, loaded, sizeof(part));
+  return part;
+}
 
 // Outputs of a warp and four heads, in shared memory, f32: of coefficients [32 channels][lane]:
 // channels 4 r .. 4 r + 3 of head c; behind them of residents [chunk][lane]: channels r, r + 8.

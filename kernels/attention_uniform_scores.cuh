@@ -42,6 +42,7 @@ __device__ __forceinline__ int ReduceScales(uint32_t small, const UniformPart& p
   if (UsualScale(largest)) return 0;
   const int reduced = ClampExponent(static_cast<int>(largest >> 7) - 126 - 7);
   const float factor = PowerOfTwo(-reduced);
+  __syncwarp();  // others have read them
   for (int n = lane; n < part.channels; n += 32) {
     const auto scale =
         static_cast<uint16_t>(__float_as_uint(LoadSharedBf16(small + 2 * n) * factor) >> 16);

@@ -1,7 +1,8 @@
-// How a block works on units of uniform heads: Worker's functions for them.
+// How a warp works on units of uniform heads: Worker's functions for them.
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/attention_uniform.cuh"
@@ -9,32 +10,71 @@
 
 namespace fourierkv::kernels {
 
-// RunCompact for uniform heads: K of the next unit is copied while V of this one is worked on, and
-// the other way round; unless both have one place in turn. `segment` is this warp's first, if it
-// has any.
+// Starts the copies of an entry's first unit, if it has units, as the first thing that happens for
+// it. What is in the places of parts is no longer needed.
 template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
-__device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::RunUniform(
-    const Piece& piece, int first, int last, SegmentRef segment) {
-  const UniformPart k = program()->uniform_k;
-  const UniformPart v = program()->uniform_v;
+__device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::StartUniform(
+    const AttentionEntry* entry) {
+  const int4 who = __ldg(reinterpret_cast<const int4*>(entry));
+  const int2 what = __ldg(reinterpret_cast<const int2*>(entry) + 2);
+  const uint8_t* const far = far_program(who.y) + offsetof(HeadProgram, uniform_k);
+  uint4 words = {};
+  if (lane_ < 3) words = __ldg(reinterpret_cast<const uint4*>(far) + lane_);
+  if ((who.x & kPages) != 0) return;
+  const SegmentRef* const segment = user_.segments + what.x + what.y;
+  const uint8_t* const keys = LoadPointer(&segment->k);
+  const uint8_t* const values = LoadPointer(&segment->v);
+  PrefetchForQueries(who);
+  const auto* const parts = reinterpret_cast<const UniformPart*>(shared_ + params_.shared.program);
+  __syncwarp();  // what is there was of the entry before
+  if (lane_ < 3) reinterpret_cast<uint4*>(shared_ + params_.shared.program)[lane_] = words;
+  __syncwarp();
+  k_copy_.Start(keys + parts[0].source, UniformBytes<kUniformBits>(parts[0]), lane_);
+  if (params_.shared.uniform_v != 0) {
+    v_copy_.Start(values + parts[1].source, UniformBytes<kUniformBits>(parts[1]), lane_);
+  }
+}
+
+// What comes from far behind the first copies: queries, their order, the basis.
+template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
+__device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::PrefetchForQueries(
+    const int4& who) const {
+  const AttentionPlanView& plan = user_.plan;
+  const int far = 128 * lane_;
+  const int log_size = user_.float_io ? 2 : 1;
+  if (far < (who.z * plan.head_dim) << log_size) {
+    const int64_t first = static_cast<int64_t>(who.w) * plan.head_dim << log_size;
+    Prefetch(static_cast<const uint8_t*>(user_.q) + first + far);
+  }
+  if (far < plan.k_order_bytes) {
+    Prefetch(plan.data + plan.k_order + who.y * plan.k_order_bytes + far);
+  }
+  Prefetch(plan.data + plan.k_basis + far);
+  Prefetch(plan.data + plan.v_basis + far);
+}
+
+// RunCompact for uniform heads: `count` units, a segment each, from `first` of the table on. K of
+// the next unit is copied while V of this one is worked on, and the other way round; unless both
+// have one place in turn. The first copies have been started.
+template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
+__device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::RunUniform(int first,
+                                                                                        int kv_head,
+                                                                                        int count) {
+  const UniformPart k = reinterpret_cast<const UniformPart*>(shared_ + params_.shared.program)[0];
+  const UniformPart v = reinterpret_cast<const UniformPart*>(shared_ + params_.shared.program)[1];
   const int tiles = (heads_ + kTileHeads - 1) / kTileHeads;
   const bool in_turn = params_.shared.uniform_v == 0;
-  constexpr int kRow = kUnitTokens * kUniformBits / 8;
-  const int k_bytes = k.small_bytes + k.residents * kRow;
-  const int v_bytes = v.small_bytes + v.residents * kRow;
-  const int last_unit = last - first - warp_ - 1;  // from this warp's first on
-  if (last_unit >= 0) {
-    k_copy_.Start(segment.k + k.source, k_bytes, lane_);
-    if (!in_turn) v_copy_.Start(segment.v + v.source, v_bytes, lane_);
-  }
+  const int k_bytes = UniformBytes<kUniformBits>(k);
+  const int v_bytes = UniformBytes<kUniformBits>(v);
+  const int last_unit = count - 1;
   const int query_bytes = UniformQueryBytes<kUniformBits>(k);
-  ArrangeQueries(k, tiles, query_bytes, shared_ + params_.shared.queries);
+  ArrangeQueries(k, kv_head, tiles, query_bytes);
+  FinishQueries(UniformOutputBytes());
   const uint32_t queries = SharedAddress(shared_ + params_.shared.queries);
   const uint32_t k_memory = SharedAddress(warp_memory_);
   const uint32_t v_memory = k_memory + params_.shared.uniform_v;
   const uint32_t all_outputs = SharedAddress(all_outputs_);
-  const SegmentRef* const segments =
-      user_.segments + user_.segment_offsets[piece.sequence] + first + warp_;
+  const SegmentRef* const segments = user_.segments + first;
   const uint8_t* const k_basis = user_.plan.data + user_.plan.k_basis;
   const uint8_t* const v_basis = user_.plan.data + user_.plan.v_basis;
   constexpr float kConstant = 0.0625f;  // 1 / sqrt(256)
@@ -46,10 +86,10 @@ __device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::Run
           : 0.0f;
   const UniformSoftmax softmax{stats(), stats() + kGroupHeads};
 #pragma unroll 1
-  for (int u = 0; u <= last_unit; u += kAttentionWarps) {
-    const bool more = u + kAttentionWarps <= last_unit;
+  for (int u = 0; u <= last_unit; ++u) {
+    const bool more = u < last_unit;
     // Found in the cache, as neighbours stand together.
-    const uint8_t* const next_k = LoadPointer(&segments[min(u + kAttentionWarps, last_unit)].k);
+    const uint8_t* const next_k = LoadPointer(&segments[min(u + 1, last_unit)].k);
     k_copy_.Wait(!in_turn);
     const int reduced = kUniformBits == 16 ? 0 : ReduceScales(k_memory, k, lane_);
 #pragma unroll 1
@@ -87,72 +127,33 @@ __device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::Run
       if (in_turn) {
         k_copy_.Start(next_k + k.source, k_bytes, lane_);
       } else {
-        v_copy_.Start(LoadPointer(&segments[u + kAttentionWarps].v) + v.source, v_bytes, lane_);
+        v_copy_.Start(LoadPointer(&segments[u + 1].v) + v.source, v_bytes, lane_);
       }
     }
   }
 }
 
-// Queries of all tiles, and a softmax for each warp that has seen nothing.
+// Queries of all tiles, and a softmax that has seen nothing.
 template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
 __device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::ArrangeQueries(
-    const UniformPart& k, int tiles, int query_bytes, uint8_t* to) {
-  const auto* channels = reinterpret_cast<const int16_t*>(shared_ + program()->k_channels);
+    const UniformPart& k, int kv_head, int tiles, int query_bytes) {
+  const AttentionPlanView& plan = user_.plan;
+  const auto* const order =
+      reinterpret_cast<const short4*>(plan.data + plan.k_order + kv_head * plan.k_order_bytes);
+#pragma unroll 1
   for (int tile = 0; tile < tiles; ++tile) {
     const int head = kTileHeads * tile + (lane_ >> 3);
-    const float inverse = 1.0f / norms()[head];
-    const float* const staged = staged_query(head);
-    ArrangeUniformQueries<kUniformBits>(to + tile * query_bytes, k, channels,
-                                        [&](int channel) { return staged[channel] * inverse; });
+    const bool valid = head < heads_;
+    const float* const staged = staged_queries() + head * plan.head_dim;
+    const int exponent = QueryExponent<8>(staged, valid);
+    const float inverse = PowerOfTwo(-exponent);
+    if ((lane_ & 7) == 0) norms()[head] = NormOf(exponent);
+    ArrangeUniformQueries<kUniformBits>(
+        shared_ + params_.shared.queries + tile * query_bytes, UniformQueryGroups<kUniformBits>(k),
+        order, lane_,
+        [&](int channel) { return valid && channel >= 0 ? staged[channel] * inverse : 0.0f; });
   }
   if (lane_ < 2 * kGroupHeads) stats()[lane_] = lane_ < kGroupHeads ? kNoScore : 0.0f;
-  FinishQueries(program()->v_chunks + 1);
-}
-
-// LeaveRecord for uniform heads, whose outputs and softmax are in shared memory.
-template <int kBlocks, int kLogS, ElementType kType, int kUniformBits>
-__device__ __forceinline__ void Worker<kBlocks, kLogS, kType, kUniformBits>::LeaveUniformRecord(
-    float* record) {
-  const auto* const stats = reinterpret_cast<const float*>(shared_ + params_.shared.stats);
-  const UniformPart& v = program()->uniform_v;
-  const int items = UniformOutputs::Floats(v) / 4;
-  __syncthreads();
-  const auto weights = [&](int head, float(&weight)[kAttentionWarps], float* most) {
-    *most = kNoScore;
-#pragma unroll
-    for (int w = 0; w < kAttentionWarps; ++w) *most = fmaxf(*most, stats[16 * w + head]);
-#pragma unroll
-    for (int w = 0; w < kAttentionWarps; ++w) weight[w] = Exp2(stats[16 * w + head] - *most);
-  };
-  if (threadIdx.x < kGroupHeads) {
-    float weight[kAttentionWarps], most;
-    weights(threadIdx.x, weight, &most);
-    float total = 0;
-#pragma unroll
-    for (int w = 0; w < kAttentionWarps; ++w) total += weight[w] * stats[16 * w + 8 + threadIdx.x];
-    __stcg(record + threadIdx.x, most);
-    __stcg(record + 8 + threadIdx.x, total);
-  }
-  const int tiles = (heads_ + kTileHeads - 1) / kTileHeads;
-  for (int item = threadIdx.x; item < tiles * items; item += kAttentionThreads) {
-    const int tile = item >= items;
-    const int2 heads = UniformOutputs::HeadsOf(v, item - tile * items);
-    float first[kAttentionWarps], second[kAttentionWarps], most;
-    weights(kTileHeads * tile + heads.x, first, &most);
-    weights(kTileHeads * tile + heads.y, second, &most);
-    float4 all = {0, 0, 0, 0};
-#pragma unroll
-    for (int w = 0; w < kAttentionWarps; ++w) {
-      const auto* outputs = reinterpret_cast<const float4*>(
-          shared_ + params_.shared.warps + w * params_.shared.warp_bytes + params_.shared.outputs);
-      const float4 o = outputs[item];
-      all.x = fmaf(o.x, first[w], all.x);
-      all.y = fmaf(o.y, first[w], all.y);
-      all.z = fmaf(o.z, second[w], all.z);
-      all.w = fmaf(o.w, second[w], all.w);
-    }
-    __stcg(reinterpret_cast<float4*>(record + 16) + item, all);
-  }
 }
 
 }  // namespace fourierkv::kernels

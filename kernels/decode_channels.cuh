@@ -40,19 +40,18 @@ struct ChannelKinds {
 };
 
 // Looks up the first 32 channels of `places`, of which `count` exist, by one warp, which sees them
-// when it returns. Stored coefficients are `unit` times those of the table's columns.
+// when it returns. Stored coefficients are `unit` times those of the table's columns. `head` are
+// the bytes of the head.
+template <class Bytes>
 __device__ __forceinline__ ChannelKinds LoadChannels(const ChannelPlace* places, int count,
-                                                     float unit, const uint8_t* payload,
+                                                     float unit, const Bytes& head,
                                                      DecodedChannels* to) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const bool exists = lane < count;
   ChannelPlace place = {};
   if (exists) place = places[lane];
-  const auto half = [payload](uint32_t at) {
-    return __ldg(reinterpret_cast<const uint16_t*>(payload + at));
-  };
   const bool spectral = place.coefficients > 0;
-  const uint16_t scale = exists && place.bits != 16 ? half(place.scale) : 0;
+  const uint16_t scale = exists && place.bits != 16 ? head.Two(place.scale) : 0;
   uint16_t step = 0;
   float factor = 0;
   float base = 0;
@@ -64,7 +63,7 @@ __device__ __forceinline__ ChannelKinds LoadChannels(const ChannelPlace* places,
     base = -0.0f;
   } else if (exists) {
     step = scale;
-    base = Bf16ToFloat(half(place.zero));
+    base = Bf16ToFloat(head.Two(place.zero));
   }
   ChannelKinds kinds;
   kinds.spectral = __ballot_sync(0xffffffffu, spectral);
@@ -86,10 +85,9 @@ __device__ __forceinline__ ChannelKinds LoadChannels(const ChannelPlace* places,
       const int m = 8 * g + e;
       if (m >= place.coefficients) continue;
       if (place.bits == 16) {
-        c[e] = half(place.data + 2u * m * place.stride);
+        c[e] = head.Two(place.data + 2u * m * place.stride);
       } else {
-        const auto* const at = reinterpret_cast<const int8_t*>(payload + place.data);
-        c[e] = FloatToBf16(static_cast<float>(__ldg(at + m * place.stride)));
+        c[e] = FloatToBf16(static_cast<float>(head.One(place.data + m * place.stride)));
       }
     }
     to->coefficients[32 * g + number] = {c[0] | c[1] << 16, c[2] | c[3] << 16, c[4] | c[5] << 16,

@@ -22,11 +22,10 @@ __device__ __forceinline__ uint32_t HalfMask(uint32_t which) {
 struct WordCodes {
   uint32_t word = 0;
 
+  template <class Bytes>
   __device__ __forceinline__ void Load(const ChannelPlace& place, int tokens, int i, bool narrow,
-                                       const uint8_t* payload) {
-    const auto at = [payload](uint32_t plane, int index) {
-      return __ldg(reinterpret_cast<const uint32_t*>(payload + plane) + index);
-    };
+                                       const Bytes& head) {
+    const auto at = [&head](uint32_t plane, int index) { return head.Four(plane + 4 * index); };
     if (!narrow || place.bits == 4) {
       word = at(place.data, i);
       return;
@@ -57,16 +56,17 @@ struct WordCodes {
 struct ByteCodes {
   uint32_t word = 0;
 
+  template <class Bytes>
   __device__ __forceinline__ void Load(const ChannelPlace& place, const TokenOrder& order, int i,
-                                       int half, const uint8_t* payload) {
-    const uint8_t* const from = payload + place.data;
+                                       int half, const Bytes& head) {
     if (order.of_k == 1) {
-      word = __ldg(reinterpret_cast<const uint32_t*>(from) + 2 * i + half);
+      word = head.Four(place.data + 4 * (2 * i + half));
       return;
     }
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      word |= static_cast<uint32_t>(__ldg(from + order.Token(i, 4 * half + k))) << 8 * k;
+      const auto byte = static_cast<uint8_t>(head.One(place.data + order.Token(i, 4 * half + k)));
+      word |= static_cast<uint32_t>(byte) << 8 * k;
     }
   }
 
@@ -86,19 +86,19 @@ struct ByteCodes {
 struct ValueCodes {
   uint32_t words[2] = {0, 0};
 
+  template <class Bytes>
   __device__ __forceinline__ void Load(const ChannelPlace& place, const TokenOrder& order, int i,
-                                       int half, const uint8_t* payload) {
-    const auto* const from = reinterpret_cast<const uint16_t*>(payload + place.data);
+                                       int half, const Bytes& head) {
     if (order.of_k == 1) {
-      const uint2 four = __ldg(reinterpret_cast<const uint2*>(from) + 2 * i + half);
+      const uint2 four = head.Eight(place.data + 8 * (2 * i + half));
       words[0] = four.x;
       words[1] = four.y;
       return;
     }
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      words[k / 2] |= static_cast<uint32_t>(__ldg(from + order.Token(i, 4 * half + k)))
-                      << 16 * (k % 2);
+      const uint32_t value = head.Two(place.data + 2 * order.Token(i, 4 * half + k));
+      words[k / 2] |= value << 16 * (k % 2);
     }
   }
 
@@ -139,18 +139,18 @@ __device__ __forceinline__ void AddPair(const uint32_t (&pairs)[4], uint32_t kin
   }
 }
 
-// The same from the payload; `places` is of the first of the 32 channels.
-template <class Codes, ElementType kType>
+// The same from the head's bytes; `places` is of the first of the 32 channels.
+template <class Codes, ElementType kType, class Bytes>
 __device__ __forceinline__ void AddResidents(const ChannelPlace* places, uint32_t kind,
                                              const LaneChannels& channels, const TokenOrder& order,
-                                             int i, int half, const uint8_t* payload,
+                                             int i, int half, const Bytes& head,
                                              uint32_t (&out)[4][4]) {
   if (kind == 0) return;
   const int mine = 8 * (static_cast<int>(threadIdx.x) % 4);
   Codes codes[8];
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
-    if ((kind >> (mine + e) & 1u) != 0) codes[e].Load(places[mine + e], order, i, half, payload);
+    if ((kind >> (mine + e) & 1u) != 0) codes[e].Load(places[mine + e], order, i, half, head);
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) {

@@ -15,6 +15,7 @@
 #include "kernels/decode_residents.cuh"
 #include "kernels/decode_rotated.cuh"
 #include "kernels/decode_turned.cuh"
+#include "kernels/payload_ring.cuh"
 #include "kernels/slice_bands.cuh"
 
 namespace fourierkv::kernels::codec {
@@ -44,10 +45,11 @@ __device__ __forceinline__ void AddColumns(const ChannelPlace* places, uint32_t 
 }
 
 // sum += 32 tokens of a step of 16 resident columns times the rotation's for 32 channels.
+template <class Bytes>
 __device__ __forceinline__ void MultiplyResidents(const ChannelPlace* places, int columns,
                                                   const uint16_t* steps, const uint4* rotation,
                                                   const TokenOrder& order, int tokens, int i,
-                                                  int half, const uint8_t* payload,
+                                                  int half, const Bytes& head,
                                                   float (&sum)[2][4][4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int bits = lane < min(columns, 16) ? places[lane].bits : 0;
@@ -58,7 +60,7 @@ __device__ __forceinline__ void MultiplyResidents(const ChannelPlace* places, in
   AddColumns<WordCodes>(
       places, words,
       [&](WordCodes& codes, const ChannelPlace& place) {
-        codes.Load(place, tokens, i, true, payload);
+        codes.Load(place, tokens, i, true, head);
       },
       [half](const WordCodes& even, const WordCodes& odd, uint32_t(&made)[4]) {
         WordCodes::Unpack(even, odd, half, made);
@@ -66,14 +68,12 @@ __device__ __forceinline__ void MultiplyResidents(const ChannelPlace* places, in
       pairs);
   AddColumns<ByteCodes>(
       places, bytes,
-      [&](ByteCodes& codes, const ChannelPlace& place) {
-        codes.Load(place, order, i, half, payload);
-      },
+      [&](ByteCodes& codes, const ChannelPlace& place) { codes.Load(place, order, i, half, head); },
       ByteCodes::Unpack, pairs);
   AddColumns<ValueCodes>(
       places, values,
       [&](ValueCodes& codes, const ChannelPlace& place) {
-        codes.Load(place, order, i, half, payload);
+        codes.Load(place, order, i, half, head);
       },
       ValueCodes::Unpack, pairs);
   uint4 u[4];
@@ -100,11 +100,11 @@ __device__ __forceinline__ void MultiplyResidents(const ChannelPlace* places, in
 }
 
 // Tokens (i, 4 half to 4 half + 3) for i = 8 * step + r of 32 channels, number `wide` of the slice.
-template <ElementType kType>
+template <ElementType kType, class Bytes>
 __device__ __forceinline__ void MakeTokens(const PartView& part, const ColumnOrder& columns,
                                            const RotatedSizes& sizes, const RotatedBlock& block,
                                            const TokenOrder& order, int groups, int step, int half,
-                                           int wide, const uint16_t* steps, const uint8_t* payload,
+                                           int wide, const uint16_t* steps, const Bytes& head,
                                            uint32_t (&out)[4][4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int tiles = sizes.width / 8;
@@ -123,7 +123,7 @@ __device__ __forceinline__ void MakeTokens(const PartView& part, const ColumnOrd
   for (int s = 0; s < columns.resident_steps; ++s) {
     MultiplyResidents(block.places + columns.spectral + 16 * s, columns.residents - 16 * s,
                       steps + 16 * s, block.rotation + (s * tiles + 4 * wide) * 32, order,
-                      part.segment_tokens, i, half, payload, sum);
+                      part.segment_tokens, i, half, head, sum);
   }
   for (int g = 0; g < groups; ++g) {
     const uint2* const turned = block.turned + (g * tiles + 4 * wide) * 32 + lane;
@@ -153,8 +153,47 @@ __device__ __forceinline__ void MakeTokens(const PartView& part, const ColumnOrd
   }
 }
 
-// A block stays with a slice of a head.
-template <ElementType kType>
+// Makes a segment's channels first to first + width of a head whose bytes of the payload are
+// `head`. By the whole block. `steps` is for scales of resident columns.
+template <ElementType kType, class Bytes>
+__device__ __forceinline__ void MakeSegment(const PartView& part, const ColumnOrder& columns,
+                                            const RotatedSizes& sizes, const RotatedBlock& block,
+                                            const TokenOrder& order, int groups, int first,
+                                            uint16_t* steps, const Bytes& head, uint16_t* to) {
+  const int tokens = part.segment_tokens;
+  const int d = part.head_dim;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float unit = 1.0f / sqrtf(static_cast<float>(tokens));
+  for (int row = 0; row <= 8 * groups; row += kRows) {
+    LoadTerms(columns, sizes, groups, row, head, block, steps);
+    __syncthreads();
+    TurnBack(columns, sizes, groups, row, unit, block);
+    __syncthreads();
+  }
+  const int tasks = tokens / 64 * (sizes.width / 32);
+  for (int task = static_cast<int>(threadIdx.x) / 32; task < tasks; task += kRotatedWarps) {
+    const int wide = task % (sizes.width / 32);
+    const int step = task / (sizes.width / 32);
+    const int mine = first + 32 * wide + 8 * (lane % 4);
+    if (first + 32 * wide >= d) continue;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t out[4][4];
+      MakeTokens<kType>(part, columns, sizes, block, order, groups, step, half, wide, steps, head,
+                        out);
+      if (mine >= d) continue;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        *reinterpret_cast<uint4*>(to + mine +
+                                  order.Token(8 * step + lane / 4, 4 * half + k) * d) = {
+            out[k][0], out[k][1], out[k][2], out[k][3]};
+      }
+    }
+  }
+}
+
+// A block stays with a slice of a head. kRing: payloads come into shared memory.
+template <ElementType kType, bool kRing>
 __global__ __launch_bounds__(kRotatedThreads,
                              2) void DecodeRotatedKernel(DecodeSegmentsParams params,
                                                          RotatedSizes sizes) {
@@ -162,7 +201,6 @@ __global__ __launch_bounds__(kRotatedThreads,
   const PartView& part = params.part;
   const int tokens = part.segment_tokens;
   const int d = part.head_dim;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   const int of_segment = part.kv_heads * sizes.slices;
   const int within = static_cast<int>(blockIdx.x) % of_segment;
   const int head = within / sizes.slices;
@@ -170,7 +208,23 @@ __global__ __launch_bounds__(kRotatedThreads,
   const float* const u = RotationOf(part, head);
   if (u == nullptr) return;
 
+  // This block's segments.
+  const int between = static_cast<int>(gridDim.x) / of_segment;
+  const auto segment = [=](int fill) {
+    return static_cast<int>(blockIdx.x) / of_segment + fill * between;
+  };
+  const int64_t start = part.head_offsets[head];
+
   auto* const base = reinterpret_cast<uint8_t*>(shared);
+  auto* const ring_state = reinterpret_cast<PayloadRing::Place*>(base + sizes.bytes);
+  const PayloadRing ring(ring_state, reinterpret_cast<uint8_t*>(ring_state + sizes.payload_places),
+                         sizes.payload_places, sizes.payload_bytes,
+                         static_cast<int>(part.head_offsets[head + 1] - start));
+  if (kRing && threadIdx.x < 32) {
+    const int fills = (params.segments - segment(0) + between - 1) / between;
+    ring.StartFirst(fills, kRotatedWarps,
+                    [&](int i) { return params.payloads[segment(i)] + start; });
+  }
   RotatedBlock block;
   block.table = {shared, reinterpret_cast<uint2*>(base + sizes.trailing)};
   block.rotation = reinterpret_cast<uint4*>(base + sizes.rotation);
@@ -203,39 +257,22 @@ __global__ __launch_bounds__(kRotatedThreads,
   FillTable(part, sizes.table_entries, order, block.table);
   FillRotation(part, u, head, first, columns, sizes, block.rotation);
 
-  const float unit = 1.0f / sqrtf(static_cast<float>(tokens));
-  const int tasks = tokens / 64 * (sizes.width / 32);
-  const int step_between = static_cast<int>(gridDim.x) / of_segment;
   int parity = 0;
-  for (int segment = static_cast<int>(blockIdx.x) / of_segment; segment < params.segments;
-       segment += step_between) {
-    const uint8_t* const payload = params.payloads[segment];
+  int fill = 0;
+  for (int at = segment(0); at < params.segments; at = segment(++fill)) {
     uint16_t* const steps = block.steps + parity * 16 * sizes.most_steps;
     parity ^= 1;  // some warps may still need the last segment's
-    for (int row = 0; row <= 8 * groups; row += kRows) {
-      LoadTerms(columns, sizes, groups, row, payload, block, steps);
-      __syncthreads();
-      TurnBack(columns, sizes, groups, row, unit, block);
-      __syncthreads();
-    }
-    for (int task = static_cast<int>(threadIdx.x) / 32; task < tasks; task += kRotatedWarps) {
-      const int wide = task % (sizes.width / 32);
-      const int step = task / (sizes.width / 32);
-      const int mine = first + 32 * wide + 8 * (lane % 4);
-      if (first + 32 * wide >= d) continue;
-      uint16_t* const to = params.dense[segment] + head * params.head_stride + mine;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint32_t out[4][4];
-        MakeTokens<kType>(part, columns, sizes, block, order, groups, step, half, wide, steps,
-                          payload, out);
-        if (mine >= d) continue;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          *reinterpret_cast<uint4*>(to + order.Token(8 * step + lane / 4, 4 * half + k) * d) = {
-              out[k][0], out[k][1], out[k][2], out[k][3]};
-        }
-      }
+    uint16_t* const to = params.dense[at] + head * params.head_stride;
+    if constexpr (kRing) {
+      const int later = segment(fill + sizes.payload_places);
+      const uint8_t* next = nullptr;
+      if (later < params.segments) next = params.payloads[later] + start;
+      MakeSegment<kType>(part, columns, sizes, block, order, groups, first, steps, ring.Wait(fill),
+                         to);
+      ring.LetGo(fill, kRotatedWarps, next);
+    } else {
+      const GlobalBytes bytes = {params.payloads[at] + start};
+      MakeSegment<kType>(part, columns, sizes, block, order, groups, first, steps, bytes, to);
     }
   }
 }
@@ -272,6 +309,7 @@ cudaError_t Launch(const DecodeSegmentsParams& params, cudaStream_t stream) {
   int processors = 0;
   int blocks = 0;
   int most = 0;
+  int major = 0;
   cudaError_t status = cudaGetDevice(&device);
   if (status != cudaSuccess) return status;
   status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -287,15 +325,28 @@ cudaError_t Launch(const DecodeSegmentsParams& params, cudaStream_t stream) {
   if (sizes.bytes > most) return cudaErrorNotSupported;
   status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (status != cudaSuccess) return status;
-  const auto kernel = DecodeRotatedKernel<kType>;
-  status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizes.bytes);
+  status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (status != cudaSuccess) return status;
-  status =
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kRotatedThreads, sizes.bytes);
+  if (major >= 9) {  // as far as it costs no block of a multiprocessor
+    constexpr int kReserved = 1024;
+    const int of_block = 2 * (sizes.bytes + kReserved) <= most + kReserved
+                             ? (most + kReserved) / 2 - kReserved
+                             : most;
+    sizes.payload_places = PayloadPlaces(part.most_head_bytes, of_block - sizes.bytes, 2);
+  }
+  if (sizes.payload_places > 0) sizes.payload_bytes = static_cast<int>(part.most_head_bytes);
+  const int shared =
+      sizes.bytes +
+      sizes.payload_places * (sizes.payload_bytes + static_cast<int>(sizeof(PayloadRing::Place)));
+  const auto kernel = sizes.payload_places > 0 ? DecodeRotatedKernel<kType, true>
+                                               : DecodeRotatedKernel<kType, false>;
+  status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  if (status != cudaSuccess) return status;
+  status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kRotatedThreads, shared);
   if (status != cudaSuccess) return status;
   const int of_segment = part.kv_heads * sizes.slices;
   const int step = std::clamp(processors * blocks / of_segment, 1, params.segments);
-  kernel<<<step * of_segment, kRotatedThreads, sizes.bytes, stream>>>(params, sizes);
+  kernel<<<step * of_segment, kRotatedThreads, shared, stream>>>(params, sizes);
   return cudaGetLastError();
 }
 

@@ -1,6 +1,7 @@
 // Decoding: a warp makes 32 channels of a head of a segment, 64 tokens at a time, and stores them
 // from registers. Spectral channels are products on tensor cores, resident ones packed
-// multiply-adds on top of them. Warps share tables, but never wait for each other.
+// multiply-adds on top of them. Payloads come into shared memory ahead of the warps, which share
+// them and tables, but never wait for each other.
 
 #include <algorithm>
 
@@ -9,6 +10,7 @@
 #include "kernels/decode_residents.cuh"
 #include "kernels/decode_rotated.cuh"
 #include "kernels/decode_segments.h"
+#include "kernels/payload_ring.cuh"
 #include "kernels/slice_bands.cuh"
 
 namespace fourierkv::kernels {
@@ -17,14 +19,21 @@ namespace {
 
 constexpr int kDecodeWarps = 8;
 constexpr int kDecodeThreads = 32 * kDecodeWarps;
+constexpr int kDecodeBlocks = 2;   // of a multiprocessor
 constexpr int kWidth = 32;         // channels of a warp
 constexpr int kTokensAtOnce = 64;  // of a warp: 8 of each of 8 rows of operands
 
-// What is in a block's shared memory: the basis, what every warp knows of its channels, and the
-// places of all channels.
+// What is in a block's shared memory: the basis, payloads on their way, what every warp knows of
+// its channels, and the places of all channels.
 struct DecodeSizes {
-  int32_t table_entries;  // 0 if operands are made when they are needed
-  int32_t stage_bytes;    // of a warp's DecodedChannels
+  int32_t table_entries;   // 0 if operands are made when they are needed
+  int32_t payload_places;  // 0 if payloads are read from where they are
+  int32_t payload_bytes;   // of one
+  int32_t stage_bytes;     // of a warp's DecodedChannels
+
+  __host__ __device__ int RingBytes() const {
+    return payload_places * (payload_bytes + static_cast<int>(sizeof(PayloadRing::Place)));
+  }
 };
 
 // Spectral channels, and bases of the others, of tokens (i, 4 half to 4 half + 3) for
@@ -67,37 +76,115 @@ __device__ __forceinline__ void MultiplyBasis(const PartView& part, const Decode
   }
 }
 
-// The work of a warp: 32 channels, `slice`, of a segment.
+// The work of a warp: 32 channels, `slice`, of number `fill` of the block's segments.
 struct DecodeTask {
-  int segment;
+  int fill;
   int slice;
 
   // Number `turn` of the block's. Which channels a warp has varies, since they are not the same
   // work.
-  __device__ __forceinline__ DecodeTask(const PartView& part, int slices, int turn) {
-    const int of_head = static_cast<int>(gridDim.x) / part.kv_heads;  // blocks
-    segment = static_cast<int>(blockIdx.x) / part.kv_heads + turn / slices * of_head;
-    slice = (kDecodeWarps % slices == 0 ? turn + turn / kDecodeWarps : turn) % slices;
-  }
+  __device__ __forceinline__ DecodeTask(int slices, int turn)
+      : fill(turn / slices),
+        slice((kDecodeWarps % slices == 0 ? turn + turn / kDecodeWarps : turn) % slices) {}
 };
 
-// kOneGroup: no more than 8 columns of the basis, whose operands are in the table.
-template <ElementType kType, bool kOneGroup>
-__global__ __launch_bounds__(kDecodeThreads, 2) void DecodeKernel(DecodeSegmentsParams params,
-                                                                  DecodeSizes sizes) {
+// Makes the first 32 channels of `places`, of which `count` exist, of a head whose bytes of the
+// payload are `head`. They begin at `to`.
+template <ElementType kType, bool kOneGroup, class Bytes>
+__device__ __forceinline__ void DecodeChannels(const PartView& part, const DecodeSizes& sizes,
+                                               const BasisTable& table, const TokenOrder& order,
+                                               const ChannelPlace* places, int count,
+                                               const Bytes& head, DecodedChannels* stage,
+                                               uint16_t* to) {
+  const int tokens = part.segment_tokens;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int mine = 8 * (lane % 4);
+  const float unit = 1.0f / sqrtf(static_cast<float>(tokens));
+  const ChannelKinds kinds = LoadChannels(places, count, unit, head, stage);
+  const LaneChannels channels(*stage);
+  const uint32_t* const own = reinterpret_cast<const uint32_t*>(stage->coefficients) + lane;
+#pragma unroll 1
+  for (int step = 0; step < tokens / kTokensAtOnce; ++step) {
+    const int i = 8 * step + lane / 4;
+    WordCodes words[8];
+    if (kinds.words != 0) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        if ((kinds.words >> (mine + e) & 1u) != 0) {
+          words[e].Load(places[mine + e], tokens, i, kinds.narrow, head);
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t out[4][4];
+      if (kinds.spectral != 0) {
+        MultiplyBasis<kType, kOneGroup>(part, sizes, table, order, step, half, kinds.groups,
+                                        channels, own, out);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint32_t base =
+              Element<kType>::Round(channels.base[2 * j], channels.base[2 * j + 1]);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) out[k][j] = base;
+        }
+      }
+      if (kinds.words != 0) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          uint32_t pairs[4];
+          WordCodes::Unpack(words[2 * j], words[2 * j + 1], half, pairs);
+          AddPair<kType>(pairs, kinds.words, j, channels, out);
+        }
+      }
+      AddResidents<ByteCodes, kType>(places, kinds.bytes, channels, order, i, half, head, out);
+      AddResidents<ValueCodes, kType>(places, kinds.values, channels, order, i, half, head, out);
+      if (mine >= count) continue;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        *reinterpret_cast<uint4*>(to + mine + order.Token(i, 4 * half + k) * part.head_dim) = {
+            out[k][0], out[k][1], out[k][2], out[k][3]};
+      }
+    }
+  }
+}
+
+// kOneGroup: no more than 8 columns of the basis, whose operands are in the table. kRing: payloads
+// come into shared memory.
+template <ElementType kType, bool kOneGroup, bool kRing>
+__global__ __launch_bounds__(kDecodeThreads,
+                             kDecodeBlocks) void DecodeKernel(DecodeSegmentsParams params,
+                                                              DecodeSizes sizes) {
   extern __shared__ uint4 shared[];
   const PartView& part = params.part;
   const int tokens = part.segment_tokens;
   const int d = part.head_dim;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   const int head = static_cast<int>(blockIdx.x) % part.kv_heads;
   if (RotationOf(part, head) != nullptr) return;
 
-  const BasisTable table = {shared, reinterpret_cast<uint2*>(shared + sizes.table_entries)};
+  // This block's segments are first, first + step, ...
+  const int first = static_cast<int>(blockIdx.x) / part.kv_heads;
+  const int step = static_cast<int>(gridDim.x) / part.kv_heads;
+  const auto segment = [=](int fill) { return first + fill * step; };
+  const int64_t start = part.head_offsets[head];
+
+  auto* const payloads = reinterpret_cast<uint8_t*>(shared);
+  auto* const ring_state =
+      reinterpret_cast<PayloadRing::Place*>(payloads + sizes.payload_places * sizes.payload_bytes);
+  auto* const leading = reinterpret_cast<uint4*>(ring_state + sizes.payload_places);
+  const BasisTable table = {leading, reinterpret_cast<uint2*>(leading + sizes.table_entries)};
   auto* const stages = reinterpret_cast<uint8_t*>(table.trailing + sizes.table_entries);
   auto* const stage = reinterpret_cast<DecodedChannels*>(stages + warp * sizes.stage_bytes);
   auto* const places = reinterpret_cast<ChannelPlace*>(stages + kDecodeWarps * sizes.stage_bytes);
+  const PayloadRing ring(ring_state, payloads, sizes.payload_places, sizes.payload_bytes,
+                         static_cast<int>(part.head_offsets[head + 1] - start));
+  const int slices = (d + kWidth - 1) / kWidth;
+  if (kRing && warp == 0) {
+    const int fills = (params.segments - first + step - 1) / step;
+    ring.StartFirst(fills, slices, [&](int i) { return params.payloads[segment(i)] + start; });
+  }
   FindPlaces(part, head, places);
   __syncthreads();
   bool any = false;
@@ -107,74 +194,26 @@ __global__ __launch_bounds__(kDecodeThreads, 2) void DecodeKernel(DecodeSegments
   const TokenOrder order(__syncthreads_or(any) != 0, tokens);
   FillTable(part, sizes.table_entries, order, table);
   __syncthreads();
-  const float unit = 1.0f / sqrtf(static_cast<float>(tokens));
 
-  const int slices = (d + kWidth - 1) / kWidth;
-  int turn = warp;
-  DecodeTask task(part, slices, turn);
-  if (task.segment >= params.segments) return;
-  const uint8_t* payload = params.payloads[task.segment];
-  while (true) {
-    turn += kDecodeWarps;
-    const DecodeTask next(part, slices, turn);
-    const bool more = next.segment < params.segments;
-    const uint8_t* const next_payload = params.payloads[more ? next.segment : task.segment];
-    const int first = task.slice * kWidth;
-    const int mine = first + 8 * (lane % 4);
-    uint16_t* const to = params.dense[task.segment] + head * params.head_stride + mine;
-    const ChannelPlace* const at = places + first;
-    const ChannelKinds kinds = LoadChannels(at, d - first, unit, payload, stage);
-    const LaneChannels channels(*stage);
-    const uint32_t* const own = reinterpret_cast<const uint32_t*>(stage->coefficients) + lane;
-#pragma unroll 1
-    for (int step = 0; step < tokens / kTokensAtOnce; ++step) {
-      const int i = 8 * step + lane / 4;
-      WordCodes words[8];
-      if (kinds.words != 0) {
-#pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          const int channel = 8 * (lane % 4) + e;
-          if ((kinds.words >> channel & 1u) != 0) {
-            words[e].Load(at[channel], tokens, i, kinds.narrow, payload);
-          }
-        }
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint32_t out[4][4];
-        if (kinds.spectral != 0) {
-          MultiplyBasis<kType, kOneGroup>(part, sizes, table, order, step, half, kinds.groups,
-                                          channels, own, out);
-        } else {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const uint32_t base =
-                Element<kType>::Round(channels.base[2 * j], channels.base[2 * j + 1]);
-#pragma unroll
-            for (int k = 0; k < 4; ++k) out[k][j] = base;
-          }
-        }
-        if (kinds.words != 0) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            uint32_t pairs[4];
-            WordCodes::Unpack(words[2 * j], words[2 * j + 1], half, pairs);
-            AddPair<kType>(pairs, kinds.words, j, channels, out);
-          }
-        }
-        AddResidents<ByteCodes, kType>(at, kinds.bytes, channels, order, i, half, payload, out);
-        AddResidents<ValueCodes, kType>(at, kinds.values, channels, order, i, half, payload, out);
-        if (mine >= d) continue;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          *reinterpret_cast<uint4*>(to + order.Token(i, 4 * half + k) * d) = {out[k][0], out[k][1],
-                                                                              out[k][2], out[k][3]};
-        }
-      }
+  for (int turn = warp;; turn += kDecodeWarps) {
+    const DecodeTask task(slices, turn);
+    const int at = segment(task.fill);
+    if (at >= params.segments) return;
+    const int from = task.slice * kWidth;
+    uint16_t* const to = params.dense[at] + head * params.head_stride + from;
+    if constexpr (kRing) {
+      const int later = segment(task.fill + sizes.payload_places);
+      const uint8_t* next = nullptr;
+      if (later < params.segments) next = params.payloads[later] + start;
+      const SharedBytes bytes = ring.Wait(task.fill);
+      DecodeChannels<kType, kOneGroup>(part, sizes, table, order, places + from, d - from, bytes,
+                                       stage, to);
+      ring.LetGo(task.fill, slices, next);
+    } else {
+      const GlobalBytes bytes = {params.payloads[at] + start};
+      DecodeChannels<kType, kOneGroup>(part, sizes, table, order, places + from, d - from, bytes,
+                                       stage, to);
     }
-    if (!more) return;
-    task = next;
-    payload = next_payload;
   }
 }
 
@@ -191,7 +230,9 @@ bool Valid(const DecodeSegmentsParams& params) {
          part.head_dim % 8 == 0 && (s == 128 || s == 256 || s == 512 || s == 1024) &&
          part.columns >= 1 && part.columns <= 64 && Aligned(part.basis, 4) &&
          Aligned(part.bands, 8) && Aligned(part.head_bands, 4) && Aligned(part.channels, 2) &&
-         Aligned(params.payloads, 8) && Aligned(params.dense, 8) && params.head_stride % 8 == 0 &&
+         Aligned(part.head_offsets, 8) && part.most_head_bytes >= 16 &&
+         part.most_head_bytes % 16 == 0 && Aligned(params.payloads, 8) &&
+         Aligned(params.dense, 8) && params.head_stride % 8 == 0 &&
          params.head_stride >= static_cast<int64_t>(s) * part.head_dim &&
          (params.dtype == ElementType::kBf16 || params.dtype == ElementType::kFp16);
 }
@@ -199,26 +240,43 @@ bool Valid(const DecodeSegmentsParams& params) {
 template <ElementType kType>
 cudaError_t Launch(const DecodeSegmentsParams& params, cudaStream_t stream) {
   const PartView& part = params.part;
+  int device = 0;
+  int processors = 0;
+  int major = 0;
+  int of_processor = 0;  // shared memory, in bytes
+  cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (status != cudaSuccess) return status;
+  status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (status != cudaSuccess) return status;
+  status =
+      cudaDeviceGetAttribute(&of_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  if (status != cudaSuccess) return status;
+
   const int groups = (part.columns + 7) / 8;
   constexpr int kMostEntries = 2048;  // 48 KiB
   const int entries = groups * part.segment_tokens * 2;
   DecodeSizes sizes = {};
   if (entries <= kMostEntries) sizes.table_entries = entries;
   sizes.stage_bytes = DecodedChannels::Bytes(groups);
-  const auto kernel = groups == 1 ? DecodeKernel<kType, true> : DecodeKernel<kType, false>;
-  const int shared = sizes.table_entries * static_cast<int>(sizeof(uint4) + sizeof(uint2)) +
-                     kDecodeWarps * sizes.stage_bytes +
-                     part.head_dim * static_cast<int>(sizeof(ChannelPlace));
-  cudaError_t status =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  const int other = sizes.table_entries * static_cast<int>(sizeof(uint4) + sizeof(uint2)) +
+                    kDecodeWarps * sizes.stage_bytes +
+                    part.head_dim * static_cast<int>(sizeof(ChannelPlace));
+  if (major >= 9) {
+    constexpr int kReserved = 1024;  // of each block, by the system
+    sizes.payload_places =
+        PayloadPlaces(part.most_head_bytes, of_processor / kDecodeBlocks - other - kReserved, 3);
+  }
+  if (sizes.payload_places > 0) sizes.payload_bytes = static_cast<int>(part.most_head_bytes);
+  const int shared = other + sizes.RingBytes();
+  const bool ring = sizes.payload_places > 0;
+  const auto kernel =
+      groups == 1 ? (ring ? DecodeKernel<kType, true, true> : DecodeKernel<kType, true, false>)
+                  : (ring ? DecodeKernel<kType, false, true> : DecodeKernel<kType, false, false>);
+  status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (status != cudaSuccess) return status;
-  int device = 0;
-  int processors = 0;
   int blocks = 0;
-  status = cudaGetDevice(&device);
-  if (status != cudaSuccess) return status;
-  status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (status != cudaSuccess) return status;
   status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kDecodeThreads, shared);
   if (status != cudaSuccess) return status;
   // A block stays with one head.

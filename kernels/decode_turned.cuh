@@ -39,6 +39,8 @@ struct RotatedSizes {
   int32_t groups;      // of 8 columns of the basis
   int32_t table_entries;
   int32_t trailing, rotation, turned, terms, constants, steps, places, bytes;
+  int32_t payload_places;  // 0 if payloads are read from where they are; else they come last
+  int32_t payload_bytes;   // of one
 
   __host__ __device__ int TermRow() const { return 16 * most_steps + 8; }
 };
@@ -82,13 +84,11 @@ __device__ __forceinline__ void FillRotation(const PartView& part, const float* 
 }
 
 // Rows [row, row + kRows) of coefficients, of which those after the last are offsets, and scales of
-// resident columns. A thread has every kRotatedThreads-th column.
+// resident columns. A thread has every kRotatedThreads-th column. `head` are the bytes of the head.
+template <class Bytes>
 __device__ __forceinline__ void LoadTerms(const ColumnOrder& order, const RotatedSizes& sizes,
-                                          int groups, int row, const uint8_t* payload,
+                                          int groups, int row, const Bytes& head,
                                           const RotatedBlock& block, uint16_t* steps) {
-  const auto half = [payload](uint32_t at) {
-    return __ldg(reinterpret_cast<const uint16_t*>(payload + at));
-  };
   for (int at = static_cast<int>(threadIdx.x); at < 16 * order.steps; at += kRotatedThreads) {
     const int position = order.Position(at);
     ChannelPlace place = {};
@@ -96,8 +96,8 @@ __device__ __forceinline__ void LoadTerms(const ColumnOrder& order, const Rotate
     float offset = 0;
     if (position >= 0) {
       place = block.places[position];
-      scale = place.bits == 16 ? 1.0f : Bf16ToFloat(half(place.scale));
-      if (place.coefficients == 0 && place.bits != 16) offset = Bf16ToFloat(half(place.zero));
+      scale = place.bits == 16 ? 1.0f : Bf16ToFloat(head.Two(place.scale));
+      if (place.coefficients == 0 && place.bits != 16) offset = Bf16ToFloat(head.Two(place.zero));
     }
     if (at < 16 * order.resident_steps) steps[at] = FloatToBf16(scale);
     uint16_t* const to = block.terms + at;
@@ -107,10 +107,8 @@ __device__ __forceinline__ void LoadTerms(const ColumnOrder& order, const Rotate
       const int m = row + r;
       float value = m == 8 * groups ? offset : 0.0f;
       if (m < place.coefficients) {
-        value = place.bits == 16
-                    ? Bf16ToFloat(half(place.data + 2u * m * place.stride))
-                    : scale * __ldg(reinterpret_cast<const int8_t*>(payload + place.data) +
-                                    m * place.stride);
+        value = place.bits == 16 ? Bf16ToFloat(head.Two(place.data + 2u * m * place.stride))
+                                 : scale * head.One(place.data + m * place.stride);
       }
       const uint16_t high = FloatToBf16(value);
       to[r * sizes.TermRow()] = high;

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/attention_plan.h"
+#include "kernels/attention_schedule.h"
 #include "kernels/segment_view.h"
 
 namespace fourierkv::kernels {
@@ -35,26 +36,34 @@ struct FourierAttentionParams {
   ElementType dtype;       // of pages, and of q and out unless they are float
   bool float_io;           // q and out are float instead of dtype
   float scale;             // of the scores: 1 / sqrt(head_dim) usually
-  const void* q;           // [batch][query_heads][head_dim]
+  const void* q;           // [batch][query_heads][head_dim], 16-byte aligned
   void* out;               // like q: softmax(scale q K) V
   float* lse;              // [batch][query_heads]: natural log of the softmax's sum; may be null
 
-  // Sequence b has segments segment_offsets[b] .. segment_offsets[b + 1] of `segments`, and pages
-  // likewise. Order does not matter. One without either gives out 0 and lse minus infinity.
-  const SegmentRef* segments;      // may be null if there are none
-  const int32_t* segment_offsets;  // [batch + 1], increasing, first 0
-  const PageRef* pages;            // may be null if there are none
-  const int32_t* page_offsets;     // [batch + 1], increasing, first 0
-  int64_t page_head_stride;        // in elements, a multiple of 8
+  // Which segments and pages sequences have: what LaunchAttentionSchedule made, for this batch, of
+  // the offsets of these tables. Order within a sequence does not matter. A sequence without either
+  // gives out 0 and lse minus infinity.
+  AttentionSchedule schedule;
+  const SegmentRef* segments;  // may be null if there are none
+  const PageRef* pages;        // may be null if there are none
+  int64_t page_head_stride;    // in elements, a multiple of 8
 
   // Start while the kernel before is still running, if that lets it and the device can
-  // (dependent_launch.cuh). Tables, segments and the plan must have been written before that one
-  // started; queries and pages may be what it writes.
+  // (dependent_launch.cuh). The schedule, tables, segments and the plan must have been written
+  // before that one started; queries and pages may be what it writes.
   bool early_launch;
 
   void* workspace;          // device memory, 256-byte aligned, zeroed once before its first use;
   int64_t workspace_bytes;  // at least FourierAttentionWorkspace(); one launch at a time may use it
 };
+
+// What a schedule for launches of this plan, batch and device depends on. A schedule serves layers
+// of other plans too, if their shapes are the same but for the costs.
+//
+// cudaErrorInvalidValue, cudaErrorInvalidConfiguration and what the runtime reports as of
+// LaunchFourierAttention.
+cudaError_t FourierAttentionShape(const AttentionPlanView& plan, int32_t batch, int32_t query_heads,
+                                  ElementType dtype, AttentionScheduleShape* shape);
 
 // Bytes of workspace for `batch` sequences on the current device; negative: no device, sizes out of
 // bounds, or a plan that needs more shared memory than the device has. A workspace serves launches
@@ -68,7 +77,7 @@ int64_t FourierAttentionWorkspace(const AttentionPlanView& plan, int32_t batch,
 //
 // Nothing is enqueued in case of
 //   cudaErrorInvalidValue         null or misaligned pointers, sizes out of bounds, too little
-//                                 workspace
+//                                 workspace, a schedule that was made for something else
 //   cudaErrorNotSupported         a device older than compute capability 8.0
 //   cudaErrorInvalidConfiguration a plan that needs more shared memory than the device has
 // or what the runtime reports.

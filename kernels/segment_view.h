@@ -11,7 +11,7 @@ namespace fourierkv::kernels {
 enum class ElementType : int32_t { kBf16 = 1, kFp16 = 2 };
 
 // Channels of one head that share a representation. Offsets are bytes from the start of the
-// payload.
+// payload, within what belongs to the head.
 struct BandView {
   int32_t coefficients;  // M; 0 for resident bands
   int32_t bits;          // 8 or 16 for spectral; 2, 3, 4, 8 or 16 for resident
@@ -33,6 +33,10 @@ struct PartView {
   const BandView* bands;      // of head 0, then head 1, ...
   const int32_t* head_bands;  // [kv_heads + 1]: bands of head h are head_bands[h] .. [h + 1]
   const uint16_t* channels;   // channel ids that bands refer to: [kv_heads][head_dim]
+  // [kv_heads + 1]: bytes of a payload that belong to head h are head_offsets[h] .. [h + 1], both
+  // multiples of 16.
+  const int64_t* head_offsets;
+  int64_t most_head_bytes;  // of these
   // [kv_heads]: U of the head, row-major [head_dim][head_dim], or null where a head is not rotated;
   // null if no head is. Bands then hold columns of X U.
   const float* const* rotations;

@@ -73,7 +73,7 @@ struct AttentionRunner::Inputs {
   int64_t pages_of_set = 0;
   CacheSlots segment_slots, page_slots;
   std::vector<int64_t> segment_order, page_order;  // slot of every table entry, set after set
-  DeviceBuffer segment_table, segment_offsets, page_table, page_offsets, workspace;
+  DeviceBuffer segment_table, segment_offsets, page_table, page_offsets, schedule, workspace;
   std::vector<float> q;
   DeviceBuffer q_float, q_bf16, out;  // `out` has room for floats
   kernels::FourierAttentionParams params = {};
@@ -169,12 +169,26 @@ absl::StatusOr<std::unique_ptr<AttentionRunner::Inputs>> AttentionRunner::MakeIn
   params.scale = static_cast<float>(kScale);
   params.out = inputs->out.data();
   params.segments = inputs->segment_table.as<SegmentRef>();
-  params.segment_offsets = inputs->segment_offsets.as<int32_t>();
   params.pages = inputs->page_table.as<PageRef>();
-  params.page_offsets = inputs->page_offsets.as<int32_t>();
   params.page_head_stride = int64_t{kBenchPageTokens} * kBenchHeadDim;
   params.workspace = inputs->workspace.data();
   params.workspace_bytes = workspace;
+
+  // As in a model, where all layers of a step share it, it is made before and not timed.
+  status.Update(CudaStatus(kernels::FourierAttentionShape(plan_, c.batch, kBenchQueryHeads,
+                                                          params.dtype, &params.schedule.shape),
+                           "looking at the attention kernel"));
+  if (!status.ok()) return status;
+  params.schedule.bytes = kernels::AttentionScheduleBytes(params.schedule.shape);
+  status.Update(Take(DeviceBuffer::Create(params.schedule.bytes), &inputs->schedule));
+  if (!status.ok()) return status;
+  params.schedule.data = inputs->schedule.data();
+  status.Update(CudaStatus(
+      kernels::LaunchAttentionSchedule(params.schedule, inputs->segment_offsets.as<int32_t>(),
+                                       inputs->page_offsets.as<int32_t>(), nullptr),
+      "making the schedule"));
+  status.Update(CudaStatus(cudaDeviceSynchronize(), "making the schedule"));
+  if (!status.ok()) return status;
   return inputs;
 }
 

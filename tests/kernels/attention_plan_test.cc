@@ -79,6 +79,60 @@ TEST_F(AttentionPlan, EveryChannelIsInOneChunkAndEveryResidentByteInOneCopy) {
   }
 }
 
+TEST_F(AttentionPlan, OrdersOfQueriesHaveEveryChannelOnce) {
+  constexpr auto kDct = BasisKind::kDct2;
+  constexpr auto kBf16 = KvDtype::kBf16;
+  const std::vector<CodecCase> cases = {
+      {128, 3, 256, kDct, {8}, {4}, kBf16},      {96, 2, 256, kDct, {5}, {8}, kBf16},
+      {40, 2, 256, kDct, {}, {8}, kBf16},        {128, 2, 256, kDct, {1}, {}, kBf16},
+      {104, 2, 256, kDct, {}, {16}, kBf16, {7}}, {256, 1, 256, kDct, {7}, {4}, kBf16}};
+  int uniform = 0;
+  for (const CodecCase& test : cases) {
+    SCOPED_TRACE(test.Name());
+    const auto layout = RandomLayout(test, random_);
+    const HostPart k(layout->part(0, Part::kK));
+    const HostPart v(layout->part(0, Part::kV));
+    std::vector<uint8_t> buffer;
+    kernels::AttentionPlanView view;
+    ASSERT_EQ(kernels::BuildAttentionPlan(k.view(), v.view(), &buffer, &view), "");
+    if (view.uniform_bits == 0) continue;  // a deal with too many residents
+    ++uniform;
+    ASSERT_EQ(view.k_order % 16, 0);
+    ASSERT_EQ(view.k_order_bytes % 64, 0);
+    EXPECT_EQ(view.k_query_bytes, view.k_order_bytes * (view.uniform_bits == 16 ? 4 : 8));
+    for (int head = 0; head < test.kv_heads; ++head) {
+      HeadProgram program;
+      std::memcpy(&program, buffer.data() + view.programs + head * view.program_bytes,
+                  sizeof(program));
+      std::vector<int16_t> order(view.k_order_bytes / 2);
+      std::memcpy(order.data(), buffer.data() + view.k_order + head * view.k_order_bytes,
+                  view.k_order_bytes);
+      // Even and odd rows have the same channels, but those of integer coefficients.
+      std::multiset<int> even, odd;
+      for (size_t i = 0; i < order.size(); ++i) {
+        if (order[i] >= 0) (i % 32 < 16 ? even : odd).insert(order[i]);
+      }
+      std::multiset<int> all(even);
+      if (view.uniform_bits == 16) {
+        EXPECT_EQ(even, odd);
+      } else {
+        for (const int id : odd) {
+          if (even.count(id) == 0) all.insert(id);
+        }
+        EXPECT_EQ(even.size() + odd.size(),
+                  program.uniform_k.channels + 2 * program.uniform_k.residents);
+      }
+      std::multiset<int> channels;
+      for (int c = 0; c < test.head_dim; ++c) channels.insert(c);
+      EXPECT_EQ(all, channels);
+      EXPECT_LE(
+          512 * ((program.uniform_v.chunks + 1) / 2) + 256 * program.uniform_v.resident_chunks,
+          view.v_output_bytes);
+    }
+  }
+  EXPECT_GT(uniform, 0);
+}
+
 TEST_F(AttentionPlan, SaysWhatTheKernelCannotRun) {
   const auto layout = RandomLayout(CodecCases()[0], random_);
   const HostPart k(layout->part(0, Part::kK));

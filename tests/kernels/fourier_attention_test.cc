@@ -66,7 +66,8 @@ class Batch {
   int size() const { return static_cast<int>(dense_.size()); }
   const kernels::AttentionPlanView& plan() const { return plan_; }
 
-  kernels::FourierAttentionParams Params(int query_heads) const {
+  // One schedule at a time.
+  kernels::FourierAttentionParams Params(int query_heads) {
     kernels::FourierAttentionParams params = {};
     params.plan = plan_;
     params.batch = size();
@@ -76,11 +77,44 @@ class Batch {
     params.float_io = true;
     params.scale = 1.0f / std::sqrt(static_cast<float>(test_.head_dim));
     params.segments = segments_.as<const kernels::SegmentRef>();
-    params.segment_offsets = segment_offsets_.as<const int32_t>();
     params.pages = pages_.as<const kernels::PageRef>();
-    params.page_offsets = page_offsets_.as<const int32_t>();
     params.page_head_stride = kernels::kPageTokens * test_.head_dim;
+    EXPECT_EQ(kernels::FourierAttentionShape(plan_, size(), query_heads, params.dtype,
+                                             &params.schedule.shape),
+              cudaSuccess);
+    params.schedule.bytes = kernels::AttentionScheduleBytes(params.schedule.shape);
+    EXPECT_GT(params.schedule.bytes, 0);
+    schedule_ = OnDevice(std::vector<std::byte>(params.schedule.bytes));
+    params.schedule.data = schedule_.data();
+    EXPECT_EQ(Schedule(params, nullptr), cudaSuccess);
     return params;
+  }
+
+  // Enqueues the making of the schedule that Params gave.
+  cudaError_t Schedule(const kernels::FourierAttentionParams& params, cudaStream_t stream) const {
+    return kernels::LaunchAttentionSchedule(params.schedule, segment_offsets_.as<const int32_t>(),
+                                            page_offsets_.as<const int32_t>(), stream);
+  }
+
+  // From now on the sequences have other numbers of segments, of the same tables; whole pages are
+  // left out of this.
+  void Redistribute(const std::vector<int>& segments) {
+    std::vector<int32_t> offsets = {0};
+    std::vector<std::vector<double>> all(2 * test_.kv_heads);  // of the table, one after the other
+    for (const auto& sequence : dense_) {
+      for (size_t h = 0; h < all.size(); ++h) {
+        all[h].insert(all[h].end(), sequence[h].begin(), sequence[h].end());
+      }
+    }
+    const int64_t size = static_cast<int64_t>(test_.segment_tokens) * test_.head_dim;
+    for (size_t b = 0; b < segments.size(); ++b) {
+      const int32_t end = offsets.back() + segments[b];
+      for (size_t h = 0; h < all.size(); ++h) {
+        dense_[b][h].assign(all[h].begin() + offsets.back() * size, all[h].begin() + end * size);
+      }
+      offsets.push_back(end);
+    }
+    ASSERT_TRUE(segment_offsets_.CopyFrom(offsets.data(), offsets.size() * sizeof(int32_t)).ok());
   }
 
   // Float64 attention of one query head of a sequence; q: [head_dim].
@@ -151,7 +185,7 @@ class Batch {
   kernels::AttentionPlanView plan_ = {};
   DeviceBuffer plan_buffer_;
   std::vector<DeviceBuffer> memory_;
-  DeviceBuffer segments_, pages_, segment_offsets_, page_offsets_;
+  DeviceBuffer segments_, pages_, segment_offsets_, page_offsets_, schedule_;
   // [sequence][K heads, V heads]: [tokens][head_dim]
   std::vector<std::vector<std::vector<double>>> dense_;
 };
@@ -176,7 +210,7 @@ class FourierAttention : public ::testing::Test {
   void Check(const CodecCase& test, int group, const std::vector<Tokens>& sequences,
              bool float_io = true) {
     SCOPED_TRACE(testing::Message() << test.Name() << ", G " << group);
-    const Batch batch(test, sequences, random_, key_magnitude_);
+    Batch batch(test, sequences, random_, key_magnitude_);
     const int query_heads = group * test.kv_heads;
     const int64_t count = static_cast<int64_t>(batch.size()) * query_heads * test.head_dim;
     std::vector<float> q = RandomQueries(count, 1 / key_magnitude_, random_);
@@ -364,6 +398,16 @@ TEST_F(FourierAttention, LongSequencesAreSplitAndManyShareBlocks) {
   Check(test, 2, many);
 }
 
+// So many parts that they are added up in three rounds, twice with the same counters.
+TEST_F(FourierAttention, HundredsOfPartsOfOneHead) {
+  CodecCase test = UniformCases()[10];
+  test.kv_heads = 1;
+  test.head_dim = 16;
+  workspace_ = OnDevice(std::vector<std::byte>(64 << 20));
+  Check(test, 4, {{700, std::vector<int>(40, 64)}});
+  Check(test, 1, {{300, {}}, {0, std::vector<int>(350, 1)}});
+}
+
 TEST_F(FourierAttention, OneWorkspaceServesBatchesOfAnySize) {
   const CodecCase test = UniformCases()[1];
   std::vector<Tokens> many(20, Tokens{1, {7}});
@@ -378,7 +422,7 @@ TEST_F(FourierAttention, OneWorkspaceServesBatchesOfAnySize) {
 
 TEST_F(FourierAttention, RefusesWhatItCannotRun) {
   const CodecCase test = CodecCases()[0];
-  const Batch batch(test, {{1, {3}}}, random_);
+  Batch batch(test, {{1, {3}}}, random_);
   const int query_heads = 4 * test.kv_heads;
   const DeviceBuffer workspace = Workspace(batch, query_heads);
   const DeviceBuffer q = OnDevice(std::vector<float>(query_heads * test.head_dim, 1.0f));
@@ -403,8 +447,16 @@ TEST_F(FourierAttention, RefusesWhatItCannotRun) {
   EXPECT_TRUE(refused([](auto& p) { p.scale = 0; }));
   EXPECT_TRUE(refused([](auto& p) { p.scale = NAN; }));
   EXPECT_TRUE(refused([](auto& p) { p.dtype = static_cast<kernels::ElementType>(0); }));
-  EXPECT_TRUE(refused([](auto& p) { p.segment_offsets = nullptr; }));
-  EXPECT_TRUE(refused([](auto& p) { p.page_offsets = nullptr; }));
+  EXPECT_TRUE(refused([](auto& p) { p.q = static_cast<const char*>(p.q) + 4; }));
+  EXPECT_TRUE(refused([](auto& p) { p.segments = nullptr, p.pages = nullptr; }));
+  EXPECT_TRUE(refused([](auto& p) { p.schedule.data = nullptr; }));
+  EXPECT_TRUE(refused([](auto& p) { p.schedule.data = static_cast<char*>(p.schedule.data) + 4; }));
+  EXPECT_TRUE(refused([](auto& p) { p.schedule.bytes -= 1; }));
+  EXPECT_TRUE(refused([](auto& p) { p.schedule.shape.batch = 2; }));
+  EXPECT_TRUE(refused([](auto& p) { p.schedule.shape.query_heads *= 2; }));
+  EXPECT_TRUE(refused([](auto& p) { p.schedule.shape.worker_warps = 3; }));
+  EXPECT_TRUE(refused([](auto& p) { p.schedule.shape.units_per_segment = 4; }));
+  EXPECT_TRUE(refused([](auto& p) { p.schedule.shape.workers = 0; }));
   EXPECT_TRUE(refused([](auto& p) { p.page_head_stride = 4; }));
   EXPECT_TRUE(refused([](auto& p) { p.workspace = nullptr; }));
   EXPECT_TRUE(refused([](auto& p) { p.workspace_bytes -= 1; }));
@@ -419,14 +471,12 @@ TEST_F(FourierAttention, RefusesWhatItCannotRun) {
 }
 
 TEST_F(FourierAttention, RunsAsAGraphWhoseTablesChange) {
-  const CodecCase test = CodecCases()[0];
-  const Batch batch(test, {{4, {64, 9}}, {2, {}}}, random_);
+  const CodecCase test = UniformCases()[0];
+  Batch batch(test, {{30, {}}, {2, {}}, {7, {}}}, random_);
   const int query_heads = 4 * test.kv_heads;
   const int64_t count = static_cast<int64_t>(batch.size()) * query_heads * test.head_dim;
   const DeviceBuffer workspace = Workspace(batch, query_heads);
-  const auto first = RandomQueries(count, 1, random_);
-  const auto second = RandomQueries(count, 1, random_);
-  DeviceBuffer q = OnDevice(first);
+  DeviceBuffer q = OnDevice(RandomQueries(count, 1, random_));
   const DeviceBuffer out = OnDevice(std::vector<float>(count));
   const DeviceBuffer lse = OnDevice(std::vector<float>(batch.size() * query_heads));
   kernels::FourierAttentionParams params = batch.Params(query_heads);
@@ -438,12 +488,17 @@ TEST_F(FourierAttention, RunsAsAGraphWhoseTablesChange) {
   cudaStream_t stream;
   ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
   ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  ASSERT_EQ(batch.Schedule(params, stream), cudaSuccess);
   ASSERT_EQ(kernels::LaunchFourierAttention(params, stream), cudaSuccess);
   cudaGraph_t graph;
   cudaGraphExec_t executable;
   ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
   ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
-  for (const auto& queries : {first, second, first}) {
+  // Segments move from one sequence to the other.
+  for (const std::vector<int>& segments :
+       {std::vector{30, 2, 7}, {1, 38, 0}, {13, 13, 13}, {0, 39, 0}}) {
+    batch.Redistribute(segments);
+    const auto queries = RandomQueries(count, 1, random_);
     ASSERT_TRUE(q.CopyFrom(queries.data(), count * sizeof(float)).ok());
     ASSERT_EQ(cudaGraphLaunch(executable, stream), cudaSuccess);
     ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
@@ -455,6 +510,30 @@ TEST_F(FourierAttention, RunsAsAGraphWhoseTablesChange) {
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
+}
+
+TEST_F(FourierAttention, SchedulesAreRefusedIfTheyCannotBe) {
+  const CodecCase test = UniformCases()[0];
+  Batch batch(test, {{1, {}}}, random_);
+  const kernels::AttentionSchedule good = batch.Params(4 * test.kv_heads).schedule;
+  const auto refused = [&](auto change) {
+    kernels::AttentionSchedule schedule = good;
+    change(schedule);
+    return kernels::LaunchAttentionSchedule(schedule, nullptr, nullptr, nullptr) ==
+           cudaErrorInvalidValue;
+  };
+  EXPECT_FALSE(refused([](auto&) {}));
+  EXPECT_TRUE(refused([](auto& s) { s.data = nullptr; }));
+  EXPECT_TRUE(refused([](auto& s) { s.bytes -= 1; }));
+  EXPECT_TRUE(refused([](auto& s) { s.shape.batch = 0; }));
+  EXPECT_TRUE(refused([](auto& s) { s.shape.batch = 65536; }));
+  EXPECT_TRUE(refused([](auto& s) { s.shape.kv_heads = 257; }));
+  EXPECT_TRUE(refused([](auto& s) { s.shape.query_heads += 1; }));
+  EXPECT_TRUE(refused([](auto& s) { s.shape.workers = kernels::kMaxWorkers + 1; }));
+  EXPECT_TRUE(refused([](auto& s) { s.shape.unit_cost = 0; }));
+  EXPECT_TRUE(refused([](auto& s) { s.shape.page_cost = kernels::kMaxCost + 1; }));
+  EXPECT_TRUE(refused([](auto& s) { s.shape.units_per_segment = 3; }));
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
 }
 
 }  // namespace

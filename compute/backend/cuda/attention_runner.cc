@@ -127,6 +127,7 @@ void AttentionRunner::Clear() {
   vectors_.Clear();
   decoded_.Clear();
   workspace_.Clear();
+  schedule_.Clear();
 }
 
 absl::Status AttentionRunner::Attend(const AttentionArgs& args) {
@@ -210,10 +211,17 @@ absl::Status AttentionRunner::AttendCompact(const AttentionArgs& args,
   }
 
   kernels::FourierAttentionParams params = {};
+  params.dtype = static_cast<kernels::ElementType>(kv.dtype);
+  const cudaError_t shaped = kernels::FourierAttentionShape(plan, sets.sets(), sets.query_heads(),
+                                                            params.dtype, &params.schedule.shape);
+  if (shaped == cudaErrorInvalidValue) return TooMuchForTheKernel();
+  if (absl::Status s = CudaStatus(shaped, "looking at the attention kernel"); !s.ok()) return s;
+  params.schedule.bytes = kernels::AttentionScheduleBytes(params.schedule.shape);
+  if (auto room = schedule_.Reserve(params.schedule.bytes); !room.ok()) return room.status();
+  params.schedule.data = schedule_.data();
   params.plan = plan;
   params.batch = sets.sets();
   params.query_heads = sets.query_heads();
-  params.dtype = static_cast<kernels::ElementType>(kv.dtype);
   params.float_io = true;
   params.scale = args.scale;
   params.q = base + q_at;
@@ -222,14 +230,17 @@ absl::Status AttentionRunner::AttendCompact(const AttentionArgs& args,
   if (!segments.empty()) {
     params.segments = reinterpret_cast<const kernels::SegmentRef*>(base + segments_at);
   }
-  params.segment_offsets = reinterpret_cast<const int32_t*>(base + segment_offsets_at);
   if (!pages.empty()) params.pages = reinterpret_cast<const kernels::PageRef*>(base + pages_at);
-  params.page_offsets = reinterpret_cast<const int32_t*>(base + page_offsets_at);
   params.page_head_stride = DeviceContents::PageHeadStride(kv);
   params.workspace = workspace_.data();
   params.workspace_bytes = static_cast<int64_t>(workspace_.size());
   if (absl::Status s = upload_->Delay(stream_.get()); !s.ok()) return s;
-  const cudaError_t launched = kernels::LaunchFourierAttention(params, stream_.get());
+  cudaError_t launched = kernels::LaunchAttentionSchedule(
+      params.schedule, reinterpret_cast<const int32_t*>(base + segment_offsets_at),
+      reinterpret_cast<const int32_t*>(base + page_offsets_at), stream_.get());
+  if (launched == cudaSuccess) {
+    launched = kernels::LaunchFourierAttention(params, stream_.get());
+  }
   if (launched == cudaErrorInvalidValue) {
     cudaGetLastError();  // so that the next launch is not blamed for it
     return TooMuchForTheKernel();

@@ -60,6 +60,7 @@ class AttentionRunner {
   GrowingBuffer vectors_;    // queries, outputs, tables
   GrowingBuffer decoded_;    // segments
   GrowingBuffer workspace_;  // of the attention kernel: zero when new
+  GrowingBuffer schedule_;   // of its last launch
 };
 
 }  // namespace fourierkv::cuda

@@ -1,5 +1,6 @@
 #include "compute/backend/cuda/device_layout.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -61,6 +62,13 @@ std::vector<BandView> BandViews(const PartLayout& layout, std::vector<int32_t>* 
   return bands;
 }
 
+std::vector<int64_t> HeadOffsets(const PartLayout& layout) {
+  std::vector<int64_t> offsets;
+  for (const HeadLayout& head : layout.heads) offsets.push_back(head.offset);
+  offsets.push_back(layout.payload_bytes);
+  return offsets;
+}
+
 PartView WriteTables(const PartLayout& layout, TableWriter* tables) {
   PartView view = {};
   view.kv_heads = layout.kv_heads;
@@ -73,6 +81,10 @@ PartView WriteTables(const PartLayout& layout, TableWriter* tables) {
   view.bands = tables->Put(BandViews(layout, &head_bands));
   view.head_bands = tables->Put(head_bands);
   view.channels = tables->Put(layout.channels);
+  view.head_offsets = tables->Put(HeadOffsets(layout));
+  for (const HeadLayout& head : layout.heads) {
+    view.most_head_bytes = std::max(view.most_head_bytes, head.bytes);
+  }
   if (layout.rotations.empty()) return view;
   const float* const rotations = tables->Put(layout.rotations);
   std::vector<const float*> rotation_of_head(layout.heads.size(), nullptr);

@@ -139,8 +139,10 @@ absl::Status CudaLlamaRunner::AllocateAttentionWorkspace() {
     exact_workspace_ = *std::move(workspace);
   }
   int64_t bytes = 0;
+  std::vector<kernels::AttentionPlanView> plans;
   for (int layer = 0; layer < c.layers; ++layer) {
     const kernels::AttentionPlanView& plan = pool_->profile().plan(layer);
+    plans.push_back(plan);
     for (int batch = 1; batch <= options_.max_batch; ++batch) {
       const int64_t needed = kernels::FourierAttentionWorkspace(plan, batch, c.query_heads);
       if (needed < 0) {
@@ -152,6 +154,10 @@ absl::Status CudaLlamaRunner::AllocateAttentionWorkspace() {
       bytes = std::max(bytes, needed);
     }
   }
+  absl::StatusOr<AttentionSchedules> schedules =
+      AttentionSchedules::Create(plans, options_.max_batch, c.query_heads);
+  if (!schedules.ok()) return schedules.status();
+  schedules_ = *std::move(schedules);
   absl::StatusOr<DeviceBuffer> workspace = DeviceBuffer::Create(static_cast<size_t>(bytes));
   if (!workspace.ok()) return workspace.status();
   attention_workspace_ = *std::move(workspace);
@@ -295,10 +301,9 @@ absl::Status CudaLlamaRunner::AttendBatch(int layer, int rows) {
   params.scale = Scale(c);
   params.q = q_.data();
   params.out = attention_.data();
+  params.schedule = schedules_.Of(layer, rows);
   params.segments = tables_->segments(layer);
-  params.segment_offsets = tables_->segment_offsets();
   params.pages = tables_->pages(layer);
-  params.page_offsets = tables_->page_offsets();
   params.page_head_stride = int64_t{pool_->segment_tokens()} * c.head_dim;
   params.early_launch = layer > 0;  // tables are made shortly before the first
   params.workspace = attention_workspace_.data();
@@ -456,7 +461,12 @@ absl::Status CudaLlamaRunner::PrepareStep(std::span<const DecodeRow> rows) {
 absl::Status CudaLlamaRunner::EnqueueStep(int rows, bool exact) {
   const ModelConfig& c = model_->config();
   exact = exact && kernels::DenseAttentionFits(c.kv_heads, c.query_heads, c.head_dim);
-  absl::Status s = RunLayers(rows, [&](int layer) {
+  absl::Status s;
+  if (!exact) {
+    s = schedules_.Enqueue(rows, tables_->segment_offsets(), tables_->page_offsets(), stream_);
+    if (!s.ok()) return s;
+  }
+  s = RunLayers(rows, [&](int layer) {
     return exact ? AttendExactBatch(layer, rows) : AttendBatch(layer, rows);
   });
   if (s.ok()) s = Finish(0, rows);

@@ -19,6 +19,7 @@
 #include "compute/cache/cuda/device_kv_tables.h"
 #include "compute/cache/cuda/segment_decoder.h"
 #include "compute/cache/cuda/segment_sealer.h"
+#include "compute/model/cuda/attention_schedules.h"
 #include "compute/model/cuda/device_llama_model.h"
 #include "compute/model/cuda/gemm.h"
 #include "compute/model/llama_runner.h"
@@ -143,6 +144,7 @@ class CudaLlamaRunner {
   DeviceBuffer logits_;       // float [max_batch][vocab]
   DeviceBuffer choices_;      // TokenChoice [max_batch]
   DeviceBuffer attention_workspace_;
+  AttentionSchedules schedules_;
   DeviceBuffer exact_workspace_;  // of attention on exact tokens only
 };
 

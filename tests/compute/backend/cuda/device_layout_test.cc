@@ -40,8 +40,13 @@ void ExpectSame(const kernels::PartView& view, const PartLayout& layout) {
   ASSERT_EQ(view.segment_tokens, layout.segment_tokens);
   ExpectSameBasis(view, *layout.basis);
   ASSERT_EQ(view.head_bands[0], 0);
+  EXPECT_EQ(view.head_offsets[layout.kv_heads], layout.payload_bytes);
+  int64_t most = 0;
   for (int h = 0; h < layout.kv_heads; ++h) {
     const HeadLayout& head = layout.heads[h];
+    EXPECT_EQ(view.head_offsets[h], head.offset);
+    EXPECT_EQ(view.head_offsets[h + 1], head.offset + head.bytes);
+    most = std::max(most, head.bytes);
     ASSERT_EQ(view.head_bands[h + 1] - view.head_bands[h], head.bands.size());
     for (size_t b = 0; b < head.bands.size(); ++b) {
       ExpectSameBand(view.bands[view.head_bands[h] + b], head.bands[b], view.channels);
@@ -54,6 +59,7 @@ void ExpectSame(const kernels::PartView& view, const PartLayout& layout) {
     const int64_t entries = static_cast<int64_t>(layout.head_dim) * layout.head_dim;
     EXPECT_TRUE(std::equal(head.rotation, head.rotation + entries, view.rotations[h]));
   }
+  EXPECT_EQ(view.most_head_bytes, most);
 }
 
 TEST(HostPart, SaysWhatTheLayoutSays) {
@@ -122,6 +128,7 @@ TEST_F(OnDevice, PartsSayWhatTheLayoutSays) {
     ASSERT_TRUE(device.ok()) << device.status();
     kernels::PartView view = device->view();
     const auto basis = Fetch(&view.basis, int64_t{view.columns} * view.segment_tokens);
+    const auto head_offsets = Fetch(&view.head_offsets, view.kv_heads + 1);
     const auto head_bands = Fetch(&view.head_bands, view.kv_heads + 1);
     const auto bands = Fetch(&view.bands, head_bands.back());
     const auto channels = Fetch(&view.channels, int64_t{view.kv_heads} * view.head_dim);
