@@ -58,7 +58,7 @@ class AttentionLine {
     if (own_ < workers) own_ = workers;
     blocks_ = (own_ + workers - 1) / workers;
     const int64_t groups = static_cast<int64_t>(shape.batch) * groups_;
-    favour_ = shape.worker_warps == 1 && (blocks_ == 2 || blocks_ == 3) && own_ % blocks_ == 0 &&
+    favour_ = shape.worker_warps == 1 && blocks_ == 3 && own_ % blocks_ == 0 &&
               (stretches_ % groups != 0 || stretches_ / groups % blocks_ == 0) &&
               total_ >= 8 * stretches_ * LargestCost();
   }
@@ -135,8 +135,7 @@ class AttentionLine {
   }
   FOURIERKV_HOST_DEVICE int ProcessorOf(int stretch) const { return stretch / own_; }
 
-  // The lengths of all stretches before one, in 64ths of a usual one: 65 and 63, or 65, 65 and 62,
-  // in turn.
+  // The lengths of all stretches before one, in 64ths of a usual one: 65, 65 and 62 in turn.
   FOURIERKV_HOST_DEVICE int64_t Lengths(int stretch) const {
     return 64 * stretch + (favour_ ? stretch % blocks_ : 0);
   }
