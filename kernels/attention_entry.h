@@ -4,6 +4,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define FOURIERKV_HOST_DEVICE __host__ __device__
+#else
+#define FOURIERKV_HOST_DEVICE
+#endif
+
 namespace fourierkv::kernels {
 
 inline constexpr int kAttentionWarps = 4;  // of a block
@@ -28,11 +34,7 @@ inline constexpr int kMaxWorkers = 2112;
 inline constexpr int kMaxCost = 1 << 16;
 
 // Workers of a block.
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    inline int
-    WorkersOfBlock(const AttentionScheduleShape& shape) {
+FOURIERKV_HOST_DEVICE inline int WorkersOfBlock(const AttentionScheduleShape& shape) {
   return kAttentionWarps / shape.worker_warps;
 }
 

@@ -7,12 +7,6 @@
 
 #include "kernels/attention_entry.h"
 
-#ifdef __CUDACC__
-#define FOURIERKV_HOST_DEVICE __host__ __device__
-#else
-#define FOURIERKV_HOST_DEVICE
-#endif
-
 namespace fourierkv::kernels {
 
 // The work of one (sequence, group) is two pieces: its compact units, then its pages. On the line

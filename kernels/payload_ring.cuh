@@ -93,8 +93,8 @@ class PayloadRing {
   // This warp needs it no longer; the last of `readers` has the next fill of its place copied
   // there, from `next`, unless that is null.
   __device__ __forceinline__ void LetGo(int fill, int readers, const uint8_t* next) const {
-    Place& place = state_[fill % places_];
 #if __CUDA_ARCH__ >= 900
+    Place& place = state_[fill % places_];
     asm volatile(
         "mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(&place.empty))
         : "memory");
