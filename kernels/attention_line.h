@@ -15,8 +15,8 @@ namespace fourierkv::kernels {
 // is at least as long as a unit, so none is without work.
 //
 // A multiprocessor has consecutive stretches; in turn they are those of its blocks, so that every
-// few of them are done by one worker of each. The block that came to it first is served first there
-// and gets more to do, by what was measured on an H200: all end together.
+// few of them are done by one worker of each. Of three blocks the last one to come is served last
+// there, and gets less to do, by what was measured on an H200: so all end at about the same time.
 class AttentionLine {
  public:
   struct Piece {
@@ -156,8 +156,9 @@ class AttentionLine {
   // Every warp should have a unit at least. Where there are few, fewer workers have less to merge;
   // most of all, if each group has so few records that they are merged at once. Groups of equally
   // long sequences are cut alike, and no stretch has parts of two, if the number of stretches is a
-  // multiple of all groups. Costs as kMaxCost says.
+  // multiple of all groups.
   FOURIERKV_HOST_DEVICE int CountStretches() const {
+    // As unit_cost, measured on an H200.
     constexpr int64_t kMerging = 40;    // what merging twice costs
     constexpr int64_t kBeginning = 65;  // what another head costs its worker
     const int64_t groups = static_cast<int64_t>(shape_.batch) * groups_;
